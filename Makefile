@@ -1,0 +1,66 @@
+# The project's vocabulary: `make help`. What a target needs beyond the prerequisites in README.md, tools/fetch builds
+# once into the user's cache.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# More words for the program that a target runs: make test ARGS='--test dialler'
+ARGS ?=
+
+# Where cargo builds.
+target := $(abspath $(or $(CARGO_TARGET_DIR),target))
+
+# Put before a command, these give it the pinned servers.
+nats = nats=$$(tools/fetch nats-server) && export NATS_SERVER=$$nats/nats-server &&
+kubernetes = kubernetes=$$(tools/fetch kubernetes) && export KUBERNETES_BIN=$$kubernetes &&
+
+.PHONY: help
+help: ## List what can be done here
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: demo
+demo: ## See it work: a NATS server, the operator and simulated calls, then an end
+	@$(nats) cargo build --bin sipstuff-operator --example demo && \
+		SIPSTUFF_OPERATOR=$(target)/debug/sipstuff-operator $(target)/debug/examples/demo $(ARGS)
+
+.PHONY: run
+run: ## The same, kept running to try things on until Ctrl-C
+	@$(MAKE) demo ARGS='--keep $(ARGS)'
+
+.PHONY: test
+test: ## Run every test, against a real nats-server and Kubernetes API
+	@$(nats) $(kubernetes) cargo test --features failpoints $(ARGS)
+
+.PHONY: check
+check: ## Look at formatting, lints, documentation, dependencies, generated files
+	@echo 'check: formatting'
+	@cargo fmt --check
+	@echo 'check: lints'
+	@cargo clippy --quiet --all-targets --all-features -- -D warnings
+	@echo 'check: documentation'
+	@RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --all-features --document-private-items
+	@echo 'check: dependencies'
+	@deny=$$(tools/fetch cargo-deny) && $$deny/cargo-deny --log-level warn check bans licenses sources
+	@echo 'check: generated files'
+	@tools/generate --check
+
+.PHONY: audit
+audit: ## Look for known vulnerabilities in dependencies (needs the network)
+	@deny=$$(tools/fetch cargo-deny) && $$deny/cargo-deny check advisories
+
+.PHONY: bench
+bench: ## Measure the operator beside raw NATS and raw Kubernetes
+	@$(nats) $(kubernetes) cargo bench --bench ratios $(if $(ARGS),-- $(ARGS))
+
+.PHONY: generate
+generate: ## Write the generated files anew: schemas, rendered manifests, the table of settings
+	@tools/generate .
+
+.PHONY: tools
+tools: ## Build ahead of time what the other targets need
+	@for tool in nats-server kubernetes kubectl cargo-deny; do tools/fetch $$tool || exit; done
+
+.PHONY: clean
+clean: ## Remove what cargo built
+	@cargo clean --quiet
+	@echo "The servers stay, for every clone. To remove them: rm -r $${XDG_CACHE_HOME:-$$HOME/.cache}/sipstuff-operator"
