@@ -1,0 +1,36 @@
+//! The core: what a call is, who it is, and what may happen to it. Pure: no I/O, no clock, no runtime, so that
+//! every rule here can be tested as a table or a property.
+
+pub mod identity;
+pub mod outcome;
+#[cfg(test)]
+mod properties;
+pub mod request;
+pub mod status;
+pub mod validate;
+
+pub use identity::{CallId, CallName, Fingerprint};
+pub use outcome::{Outcome, Verdict};
+pub use request::CallRequest;
+pub use status::{Change, Status, StatusEvent};
+pub use validate::{CallSpec, FieldError, Refusal};
+
+/// A call that may be dialled: it exists only if the request was valid and its identity is known.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Who the call is, the same for every delivery and every replica.
+    pub id: CallId,
+    /// The name of the call: the name of its first attempt's Job.
+    pub name: CallName,
+    /// What the request asks for.
+    pub spec: CallSpec,
+    /// Hash of what is asked for, passwords left out.
+    pub fingerprint: Fingerprint,
+}
+
+impl Call {
+    /// Joins a valid request and an identity.
+    pub fn new(id: CallId, spec: CallSpec) -> Self {
+        Self { name: id.name(), fingerprint: spec.fingerprint(), id, spec }
+    }
+}

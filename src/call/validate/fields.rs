@@ -1,0 +1,204 @@
+//! The table of the request's fields and what each accepts: the validator, its messages and the JSON Schema are all read
+//! from here, so that they cannot disagree.
+
+use schemars::Schema;
+use serde_json::{Map, Value, json};
+
+use super::super::Outcome;
+use super::super::identity::MAX_ID_BYTES;
+use super::names;
+
+/// Longest string, in bytes: Linux refuses a program argument or an environment entry of 131,072 bytes or more
+/// (`MAX_ARG_STRLEN`, with the closing NUL); the rest is room for the flag or the variable's name.
+pub const MAX_STRING_BYTES: usize = 131_000;
+/// Most entries of `metadata`: it is repeated in every status event.
+pub const MAX_METADATA_ENTRIES: usize = 16;
+/// Longest key of `metadata`, in bytes.
+pub const MAX_METADATA_KEY_BYTES: usize = 64;
+/// Longest value of `metadata`, in bytes.
+pub const MAX_METADATA_VALUE_BYTES: usize = 256;
+
+/// What a field accepts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// A call id.
+    Id,
+    /// A string that becomes a program argument or an environment entry; the text says what it is.
+    Text(&'static str),
+    /// Like [`Rule::Text`], and never quoted.
+    Password,
+    /// A whole number from … to ….
+    Integer(u64, u64),
+    /// A number from … to ….
+    Number(f64, f64),
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// A Kubernetes label value that is not empty.
+    LabelValue,
+    /// The name of a Kubernetes Secret.
+    SecretName,
+    /// A map from Kubernetes label keys to label values.
+    NodeSelector,
+    /// A small map of strings.
+    Metadata,
+    /// An RFC 3339 date and time with offset.
+    Moment,
+    /// A list of outcomes that may be redialled.
+    Outcomes,
+}
+
+const TRANSPORTS: Rule = Rule::OneOf(&["udp", "tcp", "tls"]);
+
+/// Every field of a request. An `f64` range is in seconds.
+pub const FIELDS: [(&str, Rule); 43] = [
+    ("id", Rule::Id),
+    ("dest", Rule::Text("a phone number or SIP URI")),
+    ("text", Rule::Text("the text to speak")),
+    ("wav", Rule::Text("the path of a WAV file")),
+    ("timeout", Rule::Integer(1, 600)),
+    ("pre_delay", Rule::Number(0.0, 30.0)),
+    ("inter_delay", Rule::Number(0.0, 30.0)),
+    ("post_delay", Rule::Number(0.0, 30.0)),
+    ("wait_for_silence", Rule::Number(0.0, 30.0)),
+    ("repeat", Rule::Integer(1, 100)),
+    ("tts_model", Rule::Text("the name of a Piper model")),
+    ("tts_sample_rate", Rule::Integer(0, 48_000)),
+    ("tts_data_dir", Rule::Text("the path of a folder")),
+    ("stt_model", Rule::Text("the name of a Whisper model")),
+    ("stt_language", Rule::Text("a language, such as \"de\"")),
+    ("stt_data_dir", Rule::Text("the path of a folder")),
+    ("record", Rule::Text("the path of the recording")),
+    ("transcribe", Rule::Flag),
+    ("verbose", Rule::Flag),
+    ("sip_server", Rule::Text("a host name or address")),
+    ("sip_port", Rule::Integer(1, 65_535)),
+    ("sip_user", Rule::Text("a user name")),
+    ("sip_password", Rule::Password),
+    ("sip_transport", TRANSPORTS),
+    ("sip_srtp", Rule::OneOf(&["disabled", "optional", "mandatory"])),
+    ("sip_tls_verify", Rule::Flag),
+    ("stun_servers", Rule::Text("servers as host:port, separated by commas")),
+    ("ice_enabled", Rule::Flag),
+    ("turn_server", Rule::Text("a server as host:port")),
+    ("turn_username", Rule::Text("a user name")),
+    ("turn_password", Rule::Password),
+    ("turn_transport", TRANSPORTS),
+    ("keepalive_sec", Rule::Integer(0, 600)),
+    ("public_address", Rule::Text("a host name or address")),
+    ("node_selector", Rule::NodeSelector),
+    ("batch", Rule::LabelValue),
+    ("metadata", Rule::Metadata),
+    ("not_before", Rule::Moment),
+    ("not_after", Rule::Moment),
+    ("max_attempts", Rule::Integer(1, 10)),
+    ("retry_delay", Rule::Integer(1, 86_400)),
+    ("redial_on", Rule::Outcomes),
+    ("sip_secret", Rule::SecretName),
+];
+
+impl Rule {
+    /// What is accepted, to end an error with.
+    pub fn accepted(self) -> String {
+        match self {
+            Rule::Id => format!("a string of 1 to {MAX_ID_BYTES} bytes without control characters"),
+            Rule::Text(what) => format!("a string that is not empty: {what}"),
+            Rule::Password => "a string that is not empty".to_owned(),
+            Rule::Integer(least, most) => format!("a whole number from {least} to {most}"),
+            Rule::Number(least, most) => format!("a number from {least} to {most}"),
+            Rule::Flag => "true or false".to_owned(),
+            Rule::OneOf(words) => quoted(words),
+            Rule::LabelValue => names::LABEL_VALUE_IS.to_owned(),
+            Rule::SecretName => names::SUBDOMAIN_IS.to_owned(),
+            Rule::NodeSelector => "an object of Kubernetes label keys and values".to_owned(),
+            Rule::Metadata => format!("an object of at most {MAX_METADATA_ENTRIES} strings"),
+            Rule::Moment => "a date and time with offset (RFC 3339), such as \"2030-01-31T09:00:00+01:00\"".to_owned(),
+            Rule::Outcomes => format!("a list of any of {}", quoted(&redialled())),
+        }
+    }
+
+    /// What is accepted, as far as JSON Schema can say it: bytes are counted as characters there, and a day that the calendar
+    /// does not have goes unseen.
+    fn keywords(self) -> Value {
+        let no_nul = r"^[^\x00]*$";
+        match self {
+            Rule::Id => json!({"minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}),
+            Rule::Text(_) => json!({"minLength": 1, "maxLength": MAX_STRING_BYTES, "pattern": no_nul}),
+            Rule::Password => {
+                json!({"minLength": 1, "maxLength": MAX_STRING_BYTES, "pattern": no_nul, "format": "password", "writeOnly": true})
+            }
+            Rule::Integer(least, most) => json!({"minimum": least, "maximum": most}),
+            Rule::Number(least, most) => json!({"minimum": least, "maximum": most}),
+            Rule::Flag => json!({}),
+            Rule::OneOf(words) => json!({"enum": words}),
+            Rule::LabelValue => json!({"minLength": 1, "maxLength": 63, "pattern": names::LABEL_VALUE_PATTERN}),
+            Rule::SecretName => json!({"minLength": 1, "maxLength": 253, "pattern": names::SUBDOMAIN_PATTERN}),
+            Rule::NodeSelector => json!({
+                "propertyNames": {"maxLength": 317, "pattern": names::LABEL_KEY_PATTERN},
+                "additionalProperties": {"type": "string", "maxLength": 63, "pattern": names::LABEL_VALUE_PATTERN},
+            }),
+            Rule::Metadata => json!({
+                "maxProperties": MAX_METADATA_ENTRIES,
+                "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_KEY_BYTES, "pattern": no_nul},
+                "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE_BYTES, "pattern": no_nul},
+            }),
+            Rule::Moment => json!({"pattern": MOMENT_PATTERN}),
+            Rule::Outcomes => json!({"items": {"type": "string", "enum": redialled()}}),
+        }
+    }
+}
+
+/// RFC 3339, section 5.6, with the ranges of its `date-time` production.
+const MOMENT_PATTERN: &str = concat!(
+    r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]",
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+);
+
+/// The outcomes that `redial_on` may name.
+pub fn redialled() -> Vec<&'static str> {
+    Outcome::ALL.into_iter().filter(|outcome| outcome.may_redial()).map(Outcome::as_str).collect()
+}
+
+/// The rule of a field; `None` for a field that does not exist.
+pub fn rule(name: &str) -> Option<Rule> {
+    FIELDS.iter().find(|(field, _)| *field == name).map(|(_, rule)| *rule)
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes the table's rules, and those between fields, into the schema that is derived from the wire model.
+pub fn state_rules(schema: &mut Schema) {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    for (name, rule) in FIELDS {
+        if let Some(property) = properties.get_mut(name).and_then(Value::as_object_mut) {
+            state_rule(property, rule);
+        }
+    }
+    if let Some(dest) = properties.get_mut("dest").and_then(Value::as_object_mut) {
+        dest.insert("type".to_owned(), json!("string"));
+    }
+    schema.insert("required".to_owned(), json!(["dest"]));
+    schema.insert("oneOf".to_owned(), json!([given("text"), given("wav")]));
+    schema.insert("if".to_owned(), json!({"required": ["transcribe"], "properties": {"transcribe": {"const": true}}}));
+    schema.insert("then".to_owned(), given("record"));
+}
+
+/// That a field is there: `null` is absent.
+fn given(name: &str) -> Value {
+    json!({"required": [name], "properties": {name: {"not": {"type": "null"}}}})
+}
+
+fn state_rule(property: &mut Map<String, Value>, rule: Rule) {
+    // The Rust type's own format and bounds (`uint32`, 0 …) say less than the rule, and are no JSON Schema.
+    if matches!(rule, Rule::Integer(..) | Rule::Number(..)) {
+        property.remove("format");
+    }
+    let Value::Object(mut keywords) = rule.keywords() else { return };
+    if let Some(Value::Array(words)) = keywords.get_mut("enum") {
+        words.push(Value::Null);
+    }
+    property.append(&mut keywords);
+}

@@ -1,0 +1,196 @@
+//! Requests with what should become of them: for the validator's tests and for those that hold the JSON Schema against it.
+
+use serde_json::{Value, json};
+
+use super::fields::MAX_STRING_BYTES;
+
+/// What should become of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Expected {
+    /// Valid.
+    Good,
+    /// Refused: the field and a part of the message.
+    Bad(&'static str, &'static str),
+    /// Refused by the validator, but JSON Schema has no way to say so.
+    BadBeyondSchema(&'static str, &'static str),
+}
+
+/// A valid request with these fields changed.
+pub(crate) fn with(changes: &Value) -> Value {
+    let mut request = json!({"dest": "+4930123456", "text": "Hello"});
+    for (name, value) in changes.as_object().expect("changes are an object") {
+        request[name] = value.clone();
+    }
+    request
+}
+
+/// Changes to a valid request that has `dest` and `text`.
+pub(crate) fn fixtures() -> Vec<(Value, Expected)> {
+    [identity(), announcement(), numbers(), texts(), sip(), kubernetes(), times(), redials()].concat()
+}
+
+use Expected::{Bad, BadBeyondSchema, Good};
+
+fn identity() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({}), Good),
+        (json!({"id": "order-7 (ü)"}), Good),
+        (json!({"id": null}), Good),
+        (json!({"id": ""}), Bad("id", "empty")),
+        (json!({"id": 7}), Bad("id", "write \"7\"")),
+        (json!({"id": "a\nb"}), Bad("id", "control character")),
+        (json!({"id": "a".repeat(128)}), Good),
+        (json!({"id": "a".repeat(129)}), Bad("id", "129 bytes")),
+        (json!({"id": "ü".repeat(65)}), BadBeyondSchema("id", "130 bytes")),
+        (json!({"metadata": {}}), Good),
+        (json!({"metadata": {"order": "7", "empty": ""}}), Good),
+        (json!({"metadata": {"": "7"}}), Bad("metadata", "key \"\": has 0 bytes")),
+        (json!({"metadata": {"order": 7}}), Bad("metadata", "key \"order\": the value is a number")),
+        (json!({"metadata": {"k".repeat(65): "7"}}), Bad("metadata", "65 bytes")),
+        (json!({"metadata": {"k": "ü".repeat(129)}}), BadBeyondSchema("metadata", "258 bytes")),
+        (json!({"metadata": {"k": "a\u{0}"}}), Bad("metadata", "NUL")),
+        (json!({"metadata": many(16)}), Good),
+        (json!({"metadata": many(17)}), Bad("metadata", "17 entries")),
+        (json!({"metadata": "a=b"}), Bad("metadata", "an object of at most 16 strings")),
+    ]
+}
+
+fn many(entries: u32) -> Value {
+    (0..entries).map(|entry| (entry.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn announcement() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"text": null, "wav": "/a.wav"}), Good),
+        (json!({"wav": null}), Good),
+        (json!({"wav": "/a.wav"}), Bad("wav", "exactly one of `text` and `wav`")),
+        (json!({"text": null}), Bad("text", "exactly one of `text` and `wav`")),
+        (json!({"dest": null}), Bad("dest", "missing")),
+        (json!({"dest": ""}), Bad("dest", "empty")),
+        (json!({"dest": 49301234}), Bad("dest", "write \"49301234\"")),
+        (json!({"dest": ["sip:a@b"]}), Bad("dest", "is a list")),
+        (json!({"record": "/r.wav", "transcribe": true}), Good),
+        (json!({"transcribe": false}), Good),
+        (json!({"transcribe": true}), Bad("transcribe", "`record`")),
+        (json!({"transcribe": true, "record": null}), Bad("transcribe", "`record`")),
+        (json!({"transcribe": "yes"}), Bad("transcribe", "write true")),
+        (json!({"verbose": 0}), Bad("verbose", "write false")),
+        (json!({"verbose": "maybe"}), Bad("verbose", "true or false")),
+    ]
+}
+
+fn numbers() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"timeout": 1, "repeat": 100, "pre_delay": 0, "inter_delay": 30, "post_delay": 0.1}), Good),
+        (json!({"timeout": 60.0}), Good),
+        (json!({"timeout": 0}), Bad("timeout", "from 1 to 600")),
+        (json!({"timeout": -0.0}), Bad("timeout", "from 1 to 600")),
+        (json!({"timeout": 601}), Bad("timeout", "601 is refused")),
+        (json!({"timeout": 60.5}), Bad("timeout", "a whole number")),
+        (json!({"timeout": "60"}), Bad("timeout", "write 60 (without quotes)")),
+        (json!({"timeout": "soon"}), Bad("timeout", "\"soon\" is refused")),
+        (json!({"timeout": true}), Bad("timeout", "true is refused")),
+        (json!({"timeout": u64::MAX}), Bad("timeout", "from 1 to 600")),
+        (json!({"timeout": 1e300}), Bad("timeout", "from 1 to 600")),
+        (json!({"repeat": -1}), Bad("repeat", "-1 is refused")),
+        (json!({"pre_delay": 30.01}), Bad("pre_delay", "from 0 to 30")),
+        (json!({"pre_delay": -0.1}), Bad("pre_delay", "from 0 to 30")),
+        (json!({"wait_for_silence": 0}), Good),
+        (json!({"wait_for_silence": "2.5"}), Bad("wait_for_silence", "write 2.5")),
+        (json!({"tts_sample_rate": 0}), Good),
+        (json!({"tts_sample_rate": 48001}), Bad("tts_sample_rate", "from 0 to 48000")),
+        (json!({"sip_port": 65535, "keepalive_sec": 0}), Good),
+        (json!({"sip_port": 65536}), Bad("sip_port", "from 1 to 65535")),
+        (json!({"keepalive_sec": 601}), Bad("keepalive_sec", "from 0 to 600")),
+    ]
+}
+
+fn texts() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"tts_model": "de_DE-thorsten", "stt_language": "de", "tts_data_dir": " "}), Good),
+        (json!({"text": "€".repeat(10), "stt_model": "a\nb"}), Good),
+        (json!({"tts_model": ""}), Bad("tts_model", "leave the field out")),
+        (json!({"text": "a\u{0}b"}), Bad("text", "NUL")),
+        (json!({"text": "a".repeat(MAX_STRING_BYTES)}), Good),
+        (json!({"text": "a".repeat(MAX_STRING_BYTES + 1)}), Bad("text", "131001 bytes")),
+        (json!({"text": "ü".repeat(MAX_STRING_BYTES / 2 + 1)}), BadBeyondSchema("text", "131002 bytes")),
+        (json!({"txet": "a"}), Bad("txet", "did you mean `text`?")),
+        (json!({"sipServer": "a"}), Bad("sipServer", "did you mean `sip_server`?")),
+        (json!({"max-attempts": 2}), Bad("max-attempts", "did you mean `max_attempts`?")),
+        (json!({"not_befor": null}), Bad("not_befor", "did you mean `not_before`?")),
+        (json!({"destination": "1"}), Bad("destination", "unknown field")),
+    ]
+}
+
+fn sip() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"sip_transport": "tls", "sip_srtp": "mandatory", "sip_tls_verify": false, "ice_enabled": true}), Good),
+        (json!({"sip_transport": "UDP"}), Bad("sip_transport", "\"udp\", \"tcp\", \"tls\"")),
+        (json!({"sip_transport": null}), Good),
+        (json!({"turn_transport": ""}), Bad("turn_transport", "\"udp\", \"tcp\", \"tls\"")),
+        (json!({"sip_srtp": 1}), Bad("sip_srtp", "write \"1\"")),
+        (json!({"sip_password": "s", "turn_password": "t"}), Good),
+        (json!({"sip_password": ""}), Bad("sip_password", "empty")),
+        (json!({"sip_password": 1234}), Bad("sip_password", "is a number")),
+        (json!({"turn_password": "a\u{0}"}), Bad("turn_password", "NUL")),
+        (json!({"sip_secret": "trunk-2.example"}), Good),
+        (json!({"sip_secret": "Trunk"}), Bad("sip_secret", "a DNS subdomain")),
+        (json!({"sip_secret": "a".repeat(254)}), Bad("sip_secret", "a DNS subdomain")),
+    ]
+}
+
+fn kubernetes() -> Vec<(Value, Expected)> {
+    let long_prefix = format!("{}/b", "a".repeat(254));
+    vec![
+        (json!({"batch": "2030-01_a.B"}), Good),
+        (json!({"batch": ""}), Bad("batch", "a Kubernetes label value")),
+        (json!({"batch": "a b"}), Bad("batch", "a Kubernetes label value")),
+        (json!({"batch": "-a"}), Bad("batch", "a Kubernetes label value")),
+        (json!({"batch": "a".repeat(64)}), Bad("batch", "a Kubernetes label value")),
+        (json!({"node_selector": {}}), Good),
+        (json!({"node_selector": {"kubernetes.io/hostname": "node-1", "gpu": ""}}), Good),
+        (json!({"node_selector": {"a/b/c": "d"}}), Bad("node_selector", "a Kubernetes label key")),
+        (json!({"node_selector": {"": "d"}}), Bad("node_selector", "a Kubernetes label key")),
+        (json!({"node_selector": {"a": "b c"}}), Bad("node_selector", "key \"a\": the value \"b c\" is refused")),
+        (json!({"node_selector": {"a": null}}), Bad("node_selector", "key \"a\": the value is null")),
+        (json!({"node_selector": {long_prefix: "d"}}), BadBeyondSchema("node_selector", "a Kubernetes label key")),
+        (json!({"node_selector": ["a=b"]}), Bad("node_selector", "is a list")),
+    ]
+}
+
+fn times() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"not_before": "2030-01-01T00:00:00Z", "not_after": "2030-01-01T01:00:01.5+01:00"}), Good),
+        (json!({"not_after": "2030-01-01t00:00:00-00:30"}), Good),
+        (json!({"not_before": "2030-01-01T00:00:00"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01 00:00:00Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00:00.Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00:00Z[UTC]"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00:00+24:00"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-13-01T00:00:00Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-02-30T00:00:00Z"}), BadBeyondSchema("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00:00.1234567891Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T00:00:000Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2030-01-01T24:00:00Z"}), Bad("not_before", "RFC 3339")),
+        (json!({"not_before": "2016-12-31T23:59:60.123456789Z", "not_after": "2030-01-01T23:59:59-23:59"}), Good),
+        (json!({"not_before": 1893456000}), Bad("not_before", "is a number")),
+        (
+            json!({"not_before": "2030-01-01T01:00:00+01:00", "not_after": "2030-01-01T00:00:00Z"}),
+            BadBeyondSchema("not_after", "not later than `not_before`"),
+        ),
+    ]
+}
+
+fn redials() -> Vec<(Value, Expected)> {
+    vec![
+        (json!({"max_attempts": 10, "retry_delay": 86400, "redial_on": ["busy", "no_answer", "busy"]}), Good),
+        (json!({"redial_on": []}), Good),
+        (json!({"redial_on": ["declined"]}), Bad("redial_on", "\"declined\" never redials; accepted: any of busy")),
+        (json!({"redial_on": ["bussy"]}), Bad("redial_on", "\"bussy\" is refused")),
+        (json!({"redial_on": [["busy"]]}), Bad("redial_on", "is a list")),
+        (json!({"redial_on": "busy"}), Bad("redial_on", "a list of any of")),
+        (json!({"max_attempts": 11}), Bad("max_attempts", "from 1 to 10")),
+        (json!({"retry_delay": 0}), Bad("retry_delay", "from 1 to 86400")),
+    ]
+}

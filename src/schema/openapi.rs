@@ -1,0 +1,220 @@
+//! OpenAPI 3.1 (<https://spec.openapis.org/oas/v3.1.0>): the HTTP API.
+
+use serde_json::{Map, Value, json};
+
+use super::{info, received, sent};
+use crate::call::{CallRequest, Status};
+use crate::http::{Accepted, Job};
+
+pub(super) fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": info(
+            "sipstuff-operator",
+            "Places SIP phone calls: each request becomes one Kubernetes Job. Errors are RFC 9457 problem documents.",
+        ),
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": "calls", "description": "Place calls and see how they went."},
+            {"name": "operation", "description": "For probes and people who run the operator."},
+        ],
+        "paths": {
+            "/call": {"post": submit()},
+            "/jobs": {"get": list()},
+            "/jobs/{name}": {"get": show()},
+            "/health": {"get": health("health", "Whether the process serves")},
+            "/livez": {"get": health("livez", "The same as /health, under the name that Kubernetes uses")},
+            "/readyz": {"get": ready()},
+            "/openapi.json": {"get": openapi()},
+        },
+        "components": {"schemas": schemas(), "responses": problems()},
+    })
+}
+
+fn schemas() -> Value {
+    json!({
+        "CallRequest": received::<CallRequest>("Call request"),
+        "Accepted": sent::<Accepted<'static>>("Accepted call"),
+        "Job": sent::<Job<'static>>("Call"),
+        "Status": sent::<Status>("Status"),
+        "Health": {
+            "type": "object",
+            "required": ["status", "version"],
+            "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."}},
+        },
+        "Ready": readiness(),
+        "Problem": problem(),
+    })
+}
+
+fn readiness() -> Value {
+    json!({
+        "type": "object",
+        "required": ["ready", "checks"],
+        "properties": {
+            "ready": {"type": "boolean", "description": "Whether everything is ready."},
+            "checks": {"type": "array", "items": {
+                "type": "object",
+                "required": ["name", "ready", "detail"],
+                "properties": {
+                    "name": {"type": "string", "description": "`nats`, `runner` or `view`."},
+                    "ready": {"type": "boolean"},
+                    "detail": {"type": "string", "description": "More for people."},
+                },
+            }},
+        },
+    })
+}
+
+fn problem() -> Value {
+    json!({
+        "type": "object",
+        "description": "RFC 9457.",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "format": "uri", "description": "`urn:sipstuff:problem:` and a word that never changes."},
+            "title": {"type": "string"},
+            "status": {"type": "integer", "description": "The HTTP status."},
+            "detail": {"type": "string", "description": "What is wrong with this very request."},
+            "errors": {"type": "array", "description": "Everything that is wrong, where fields are.", "items": {
+                "type": "object",
+                "required": ["field", "message"],
+                "properties": {
+                    "field": {"type": "string", "description": "The field; empty for the request as a whole."},
+                    "message": {"type": "string", "description": "What is wrong with it and what is accepted."},
+                },
+            }},
+        },
+    })
+}
+
+/// Every error that the API can answer, by the status that it has.
+const PROBLEMS: [(&str, &str); 10] = [
+    ("400", "The body is not JSON, or the request cannot be read."),
+    ("403", "The request comes from a page of another origin."),
+    ("404", "There is no such call."),
+    ("408", "The body took too long to arrive."),
+    ("411", "The length of the body must be given."),
+    ("413", "The request is too large."),
+    ("415", "The body must be JSON."),
+    ("422", "The request is not valid (`errors` names every field), or its id belongs to another request."),
+    ("500", "The operator failed."),
+    (
+        "503",
+        "The queue is full, or NATS does not answer; nothing was accepted, and the same request may be sent again.",
+    ),
+];
+
+fn problems() -> Value {
+    let response = |(status, description): (&str, &str)| {
+        let mut response = json!({
+            "description": description,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        });
+        if status == "503" {
+            response["headers"] =
+                json!({"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}});
+        }
+        (format!("Problem{status}"), response)
+    };
+    Value::Object(PROBLEMS.into_iter().map(response).collect())
+}
+
+/// The answers of a route: the good one, and those of the problems above.
+fn responses(status: &str, good: Value, problems: &[&str]) -> Value {
+    let reference =
+        |status: &&str| ((*status).to_owned(), json!({"$ref": format!("#/components/responses/Problem{status}")}));
+    let mut responses: Map<_, _> = problems.iter().map(reference).collect();
+    responses.insert(status.to_owned(), good);
+    Value::Object(responses)
+}
+
+fn body(description: &str, schema: &Value) -> Value {
+    json!({"description": description, "content": {"application/json": {"schema": schema}}})
+}
+
+fn component(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+fn submit() -> Value {
+    let mut accepted = body(
+        "The call is in the queue, durably. The same id and request again answers its present state.",
+        &component("Accepted"),
+    );
+    accepted["headers"] =
+        json!({"Location": {"description": "Where the call is to be seen.", "schema": {"type": "string"}}});
+    json!({
+        "operationId": "submitCall",
+        "tags": ["calls"],
+        "summary": "Ask for a call",
+        "parameters": [{
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "The call's id, where the body has no `id`: sent again with the same request, no second call is made.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 130},
+        }],
+        "requestBody": {
+            "required": true,
+            "content": {"application/json": {
+                "schema": component("CallRequest"),
+                "examples": {"smallest": {"value": {"dest": "+4930123456", "text": "Hello"}}},
+            }},
+        },
+        "responses": responses("202", accepted, &["400", "403", "408", "411", "413", "415", "422", "500", "503"]),
+    })
+}
+
+fn list() -> Value {
+    let query = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "description": description, "schema": schema});
+    let mut page = body("A page of calls.", &json!({"type": "array", "items": component("Job")}));
+    page["headers"] = json!({"Link": {
+        "description": "`rel=\"next\"`: the next page, when there is one (RFC 8288).",
+        "schema": {"type": "string"},
+    }});
+    json!({
+        "operationId": "listCalls",
+        "tags": ["calls"],
+        "summary": "List calls, newest first",
+        "parameters": [
+            query("limit", "Calls on a page.", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})),
+            query("cursor", "Where the page before ended, from its `Link` header.", json!({"type": "string"})),
+            query("status", "Only calls in this state.", component("Status")),
+            query("batch", "Only calls of this batch.", json!({"type": "string"})),
+        ],
+        "responses": responses("200", page, &["400", "422", "500", "503"]),
+    })
+}
+
+fn show() -> Value {
+    json!({
+        "operationId": "showCall",
+        "tags": ["calls"],
+        "summary": "See how a call is",
+        "parameters": [{
+            "name": "name",
+            "in": "path",
+            "required": true,
+            "description": "The name of any of the call's Jobs, or the call's id (percent-encoded).",
+            "schema": {"type": "string"},
+        }],
+        "responses": responses("200", body("The call.", &component("Job")), &["400", "404", "500", "503"]),
+    })
+}
+
+fn health(id: &str, summary: &str) -> Value {
+    let good = body("The process serves.", &component("Health"));
+    json!({"operationId": id, "tags": ["operation"], "summary": summary, "responses": responses("200", good, &[])})
+}
+
+fn ready() -> Value {
+    let mut responses = responses("200", body("Everything is ready.", &component("Ready")), &[]);
+    responses["503"] = body("Something is not ready.", &component("Ready"));
+    let summary = "Whether calls can be taken: NATS, the runner and the job view, each named";
+    json!({"operationId": "readyz", "tags": ["operation"], "summary": summary, "responses": responses})
+}
+
+fn openapi() -> Value {
+    let good = body("OpenAPI 3.1.", &json!({"type": "object"}));
+    json!({"operationId": "openapi", "tags": ["operation"], "summary": "This document", "responses": responses("200", good, &[])})
+}

@@ -1,0 +1,151 @@
+//! The schemas hold what the program takes and says, and the documents hold together.
+#![allow(clippy::unwrap_used)]
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::call::validate::fields::FIELDS;
+use crate::call::validate::fixtures::{Expected, fixtures, with};
+use crate::call::validate::parse;
+use crate::call::{Call, CallId, Change, status::Ended};
+
+fn document(name: &str) -> Value {
+    all().into_iter().find(|(file, _)| *file == name).unwrap().1
+}
+
+fn validator(name: &str) -> jsonschema::Validator {
+    jsonschema::options().should_validate_formats(true).build(&document(name)).unwrap()
+}
+
+/// What JSON Schema cannot say: lengths in bytes (of `id`, of strings, of metadata's values and of the part of a label key
+/// before the slash), days that the calendar does not have, and that `not_after` is later than `not_before`.
+#[test]
+fn the_schema_takes_what_the_validator_takes_and_refuses_what_it_refuses() {
+    let schema = validator("call-request.schema.json");
+    for (changes, expected) in fixtures() {
+        let request = with(&changes);
+        let shown: String = changes.to_string().chars().take(100).collect();
+        let is_valid = schema.is_valid(&request);
+        match expected {
+            Expected::Good => assert!(is_valid, "{shown}: {:?}", schema.iter_errors(&request).next()),
+            Expected::Bad(..) => assert!(!is_valid, "{shown}: the schema takes it"),
+            Expected::BadBeyondSchema(..) => {}
+        }
+    }
+}
+
+#[test]
+fn what_is_no_object_is_no_request() {
+    let schema = validator("call-request.schema.json");
+    for body in [json!(null), json!(5), json!("a"), json!([]), json!({})] {
+        assert!(!schema.is_valid(&body) && parse(body.to_string().as_bytes()).is_err(), "{body}");
+    }
+}
+
+#[test]
+fn the_schema_describes_every_field_of_the_table_and_no_other() {
+    let schema = document("call-request.schema.json");
+    let properties = schema["properties"].as_object().unwrap();
+    let mut names = FIELDS.map(|(name, _)| name);
+    names.sort_unstable();
+    assert_eq!(properties.keys().collect::<Vec<_>>(), names);
+    for (name, property) in properties {
+        let description = property["description"].as_str().unwrap();
+        assert!(description.ends_with('.') && !description.contains('\n'), "{name}");
+    }
+    assert_eq!(schema["additionalProperties"], json!(false));
+    assert_eq!(schema["properties"]["timeout"]["maximum"], json!(600));
+    assert_eq!(schema["properties"]["timeout"]["default"], json!(60));
+}
+
+#[test]
+fn every_event_of_a_call_is_valid() {
+    let schema = validator("status-event.schema.json");
+    let now: Timestamp = "2030-01-01T00:00:00.123Z".parse().unwrap();
+    let body = json!({"dest": "1", "text": "a", "batch": "b", "metadata": {"order": "7"}}).to_string();
+    let call = Call::new(CallId::parse("order-7").unwrap(), parse(body.as_bytes()).unwrap().spec);
+    let verdict = crate::call::Verdict::read(false, Some(1), Some("Call state: DISCONNECTED (last code: 486)"));
+    let ended = Ended {
+        outcome: verdict.outcome,
+        sip_code: verdict.sip_code,
+        exit_code: Some(1),
+        completed_at: now,
+        reason: None,
+        message: Some("the log".to_owned()),
+        redial: true,
+    };
+    let claim = Change::Pending { attempt: 1, cluster: "c".to_owned(), namespace: "n".to_owned(), queue_sequence: 1 };
+    let mut event = StatusEvent::first(&call, "n", now, Change::Queued, now).unwrap();
+    for change in [
+        claim,
+        Change::Running { started_at: now },
+        Change::Ended(ended),
+        Change::Scheduled { due_at: now },
+        Change::Expired,
+    ] {
+        event = event.next(change, now).unwrap();
+        let event = json!(event);
+        assert!(schema.is_valid(&event), "{event}: {:?}", schema.iter_errors(&event).next());
+    }
+    assert!(!schema.is_valid(&json!({"id": "order-7"})));
+}
+
+#[test]
+fn the_schemas_are_json_schema_2020_12_with_an_id_of_their_own() {
+    for name in ["call-request.schema.json", "status-event.schema.json"] {
+        let schema = document(name);
+        jsonschema::meta::validate(&schema).unwrap();
+        assert_eq!(schema["$schema"], json!("https://json-schema.org/draft/2020-12/schema"));
+        assert!(schema["$id"].is_string() && schema["title"].is_string());
+        assert!(schema.get("$defs").is_none());
+    }
+}
+
+#[test]
+fn schemas_inside_the_api_descriptions_are_valid_too() {
+    for name in ["openapi.json", "asyncapi.json"] {
+        for (schema, it) in document(name)["components"]["schemas"].as_object().unwrap() {
+            assert!(jsonschema::meta::is_valid(it), "{name}: {schema}");
+        }
+    }
+}
+
+/// Every `$ref` in a document.
+fn references(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) => {
+            let own = fields.get("$ref").and_then(Value::as_str).map(str::to_owned);
+            own.into_iter().chain(fields.values().flat_map(references)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    for (name, document) in all() {
+        for reference in references(&document) {
+            assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{name}: {reference}");
+        }
+    }
+}
+
+#[test]
+fn every_problem_is_answered_by_some_route() {
+    let document = document("openapi.json");
+    let used = references(&document["paths"]);
+    for problem in document["components"]["responses"].as_object().unwrap().keys() {
+        assert!(used.iter().any(|reference| reference.ends_with(problem)), "{problem}");
+    }
+}
+
+#[test]
+fn the_documents_are_the_same_every_time_and_sorted() {
+    let text =
+        |documents: Vec<(&str, Value)>| documents.iter().map(|(_, document)| document.to_string()).collect::<String>();
+    assert_eq!(text(all()), text(all()));
+    let names: Vec<_> = all().into_iter().map(|(name, _)| name).collect();
+    assert!(names.is_sorted());
+}
