@@ -1,0 +1,76 @@
+//! The core's view of a Kubernetes Job: how a call becomes one ([`build`]) and what one says of its call ([`observe`]). Pure.
+
+pub mod build;
+pub mod observe;
+#[cfg(test)]
+pub(crate) mod samples;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::Job;
+use secrecy::SecretString;
+
+pub use observe::{Ending, ObservedJob, Phase};
+
+/// Label selector of every Job that is ours.
+pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";
+/// Annotation: the call's id.
+pub const ANNOTATION_ID: &str = "sipstuff-operator/call-id";
+/// Annotation: the attempt, from 1.
+pub const ANNOTATION_ATTEMPT: &str = "sipstuff-operator/attempt";
+/// Annotation: the fingerprint of the request.
+pub const ANNOTATION_FINGERPRINT: &str = "sipstuff-operator/fingerprint";
+/// Label: the batch, where the request names one.
+pub const LABEL_BATCH: &str = "sipstuff-operator/batch";
+
+/// What every Job has in common: the operator's configuration.
+#[derive(Debug, Clone)]
+pub struct JobDefaults {
+    /// `JOB_NAMESPACE`.
+    pub namespace: String,
+    /// `JOB_IMAGE`.
+    pub image: String,
+    /// `SIP_SECRET_NAME`.
+    pub sip_secret_name: String,
+    /// `JOB_TTL_SECONDS`: how long a settled Job is kept.
+    pub ttl_seconds: i32,
+    /// `JOB_BACKOFF_LIMIT`.
+    pub backoff_limit: i32,
+    /// `JOB_HOST_NETWORK`.
+    pub host_network: bool,
+    /// `PIPER_DATA_DIR`: host directory.
+    pub piper_data_dir: Option<String>,
+    /// `WHISPER_DATA_DIR`: host directory.
+    pub whisper_data_dir: Option<String>,
+    /// `RECORDING_DIR`: host directory.
+    pub recording_dir: Option<String>,
+    /// `RUN_AS_USER`.
+    pub run_as_user: Option<i64>,
+    /// `RUN_AS_GROUP`.
+    pub run_as_group: Option<i64>,
+    /// `FS_GROUP`.
+    pub fs_group: Option<i64>,
+    /// `NODE_SELECTOR`.
+    pub node_selector: BTreeMap<String, String>,
+    /// `JOB_DEADLINE_MARGIN_SECONDS`: added to the longest the conversation can last, for image pull, text to speech and
+    /// transcription; together they are `activeDeadlineSeconds`.
+    pub deadline_margin: u32,
+    /// `JOB_TEMPLATE_FILE`: a partial Job merged over the built one.
+    pub template: Option<Job>,
+}
+
+/// A Job to start, and the passwords of its call, which go into a Secret of the same name.
+#[derive(Debug, Clone)]
+pub struct JobOrder {
+    /// The Job.
+    pub job: Job,
+    /// Variable → password; empty when the request gave none.
+    pub passwords: BTreeMap<String, SecretString>,
+}
+
+impl JobOrder {
+    /// The Job's name.
+    pub fn name(&self) -> &str {
+        self.job.metadata.name.as_deref().unwrap_or_default()
+    }
+}

@@ -1,0 +1,66 @@
+//! Calls and configurations for the tests of this folder.
+
+use std::collections::BTreeMap;
+
+use super::JobDefaults;
+use crate::call::validate::{Announcement, SipSettings};
+use crate::call::{Call, CallId, CallSpec, Fingerprint};
+
+/// The smallest valid request.
+pub(crate) fn spec() -> CallSpec {
+    CallSpec {
+        dest: "+4930123456".to_owned(),
+        announcement: Announcement::Text("Hello".to_owned()),
+        timeout: 60,
+        pre_delay: 0.0,
+        inter_delay: 0.0,
+        post_delay: 0.0,
+        wait_for_silence: None,
+        repeat: 1,
+        tts_model: None,
+        tts_sample_rate: None,
+        tts_data_dir: None,
+        stt_model: None,
+        stt_language: None,
+        stt_data_dir: None,
+        record: None,
+        transcribe: false,
+        verbose: false,
+        sip: SipSettings::default(),
+        node_selector: None,
+        batch: None,
+        metadata: BTreeMap::new(),
+        not_before: None,
+        not_after: None,
+        max_attempts: None,
+        retry_delay: None,
+        redial_on: None,
+        sip_secret: None,
+    }
+}
+
+pub(crate) fn call(spec: CallSpec) -> Call {
+    let id = CallId::parse("order 4711").expect("a short text is an id");
+    Call { name: id.name(), id, fingerprint: Fingerprint::of(b"any"), spec }
+}
+
+/// The operator without any configuration.
+pub(crate) fn defaults() -> JobDefaults {
+    JobDefaults {
+        namespace: "sipstuff".to_owned(),
+        image: "xomoxcc/somestuff:latest".to_owned(),
+        sip_secret_name: "sip-credentials".to_owned(),
+        ttl_seconds: 3600,
+        backoff_limit: 0,
+        host_network: true,
+        piper_data_dir: None,
+        whisper_data_dir: None,
+        recording_dir: None,
+        run_as_user: None,
+        run_as_group: None,
+        fs_group: None,
+        node_selector: BTreeMap::new(),
+        deadline_margin: 300,
+        template: None,
+    }
+}
