@@ -1,0 +1,209 @@
+//! Jobs as `batch/v1` Jobs of a Kubernetes cluster, through `kube`. Every request is idempotent and ends within
+//! 15 seconds; whether there is another one is the caller's decision.
+
+mod connect;
+mod secret;
+mod trouble;
+mod watch;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client};
+
+pub use connect::{KubernetesSettings, cluster_is_configured};
+use trouble::Trouble;
+
+use super::{Observation, Place, Runner, RunnerError, StartError};
+use crate::job::{ANNOTATION_FINGERPRINT, Ending, JobOrder, ObservedJob, Phase, SELECTOR};
+
+/// How long any request but a watch may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Who the API server notes as the author of a field.
+const FIELD_MANAGER: &str = "sipstuff-operator";
+/// Label that the Job controller puts on pods.
+const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
+
+/// A namespace of a cluster.
+pub struct KubernetesRunner {
+    place: Place,
+    ttl_seconds: i32,
+    client: Client,
+    jobs: Api<Job>,
+    pods: Api<Pod>,
+    secrets: Api<Secret>,
+}
+
+impl KubernetesRunner {
+    /// Finds the cluster and asks it for the identity of the namespace, unless the settings name the cluster: then it
+    /// contacts nobody. Does not wait for an API server that is away; [`crate::retry::forever`] does.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when there is no usable configuration, no answer, or no such namespace; it says what to do.
+    pub async fn connect(settings: KubernetesSettings) -> Result<Self, RunnerError> {
+        let (client, place) = connect::connect(&settings).await?;
+        Ok(Self {
+            ttl_seconds: settings.ttl_seconds,
+            jobs: Api::namespaced(client.clone(), &place.namespace),
+            pods: Api::namespaced(client.clone(), &place.namespace),
+            secrets: Api::namespaced(client.clone(), &place.namespace),
+            client,
+            place,
+        })
+    }
+
+    /// The Job as the server has it, made now or by an earlier delivery of the same request.
+    async fn create_or_adopt(&self, order: &JobOrder) -> Result<Job, StartError> {
+        match answer(self.jobs.create(&post(), &order.job)).await {
+            Ok(job) => Ok(job),
+            Err(trouble) if trouble.already_exists() => self.adopt(order).await,
+            Err(trouble) => Err(trouble.fate()),
+        }
+    }
+
+    async fn adopt(&self, order: &JobOrder) -> Result<Job, StartError> {
+        let found = answer(self.jobs.get_opt(order.name())).await.map_err(|trouble| trouble.fate())?;
+        let job = found.ok_or_else(|| later(format!("the Job {} was removed just now", order.name())))?;
+        if fingerprint(&job) != fingerprint(&order.job) {
+            return Err(StartError::Conflict(order.name().to_owned()));
+        }
+        if job.metadata.deletion_timestamp.is_some() {
+            return Err(later(format!("the Job {} is being removed", order.name())));
+        }
+        Ok(job)
+    }
+
+    /// Gives a Job its passwords. After the Job, since only then is there a UID to be owned by, and so no Secret is ever left
+    /// over: the pod cannot start before the Secret is there, and a crash in between is healed by the next delivery.
+    async fn provide_passwords(&self, order: &JobOrder, job: &Job) -> Result<(), StartError> {
+        let Some(secret) = secret::of(order, job).filter(|_| waits(job)) else {
+            return Ok(());
+        };
+        let Err(trouble) = self.put(&secret).await.map_err(|trouble| secret::guard(trouble, order)) else {
+            return Ok(());
+        };
+        let fate = trouble.fate();
+        if matches!(fate, StartError::Refused(_))
+            && let Err(error) = self.stop(order.name()).await
+        {
+            tracing::warn!(job = order.name(), "a Job whose Secret was refused could not be removed: {error}");
+        }
+        Err(fate)
+    }
+
+    /// Creates a Secret in place of one that a deleted Job of the same name left behind. Without reading that one: so the
+    /// operator needs no right to read Secrets.
+    async fn put(&self, secret: &Secret) -> Result<(), Trouble> {
+        match self.create_secret(secret).await {
+            Err(trouble) if trouble.already_exists() => {}
+            other => return other,
+        }
+        let name = secret.metadata.name.as_deref().unwrap_or_default();
+        gone_is_fine(answer(self.secrets.delete(name, &DeleteParams::default())).await)?;
+        self.create_secret(secret).await
+    }
+
+    /// Asks for the metadata only, so that no answer holds a password: `kube` logs answers that it cannot read.
+    async fn create_secret(&self, secret: &Secret) -> Result<(), Trouble> {
+        let unsendable = |error: &dyn std::error::Error| Trouble::Unsendable(trouble::story(error));
+        let body = serde_json::to_vec(secret).map_err(|error| unsendable(&error))?;
+        let requests = kube::core::Request::new(self.secrets.resource_url());
+        let mut request = requests.create(&post(), body).map_err(|error| unsendable(&error))?;
+        let metadata_only = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+        request.headers_mut().insert(http::header::ACCEPT, http::HeaderValue::from_static(metadata_only));
+        answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
+    }
+
+    async fn pods_of(&self, job: &str) -> Result<Vec<Pod>, Trouble> {
+        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={job}"));
+        Ok(answer(self.pods.list(&selector)).await?.items)
+    }
+}
+
+#[async_trait]
+impl Runner for KubernetesRunner {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    async fn check(&self) -> Result<String, RunnerError> {
+        let version = answer(self.client.apiserver_version()).await?.git_version;
+        answer(self.jobs.list_metadata(&ListParams::default().labels(SELECTOR).limit(1))).await?;
+        let Place { kind, address, namespace, .. } = &self.place;
+        Ok(format!("{kind} {version} at {address}, namespace {namespace}"))
+    }
+
+    async fn start(&self, order: &JobOrder) -> Result<(), StartError> {
+        let job = self.create_or_adopt(order).await?;
+        self.provide_passwords(order, &job).await
+    }
+
+    async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError> {
+        Ok(answer(self.jobs.get_opt(job)).await?.as_ref().and_then(ObservedJob::of))
+    }
+
+    async fn ending(&self, job: &str) -> Result<Ending, RunnerError> {
+        let found = answer(self.jobs.get(job)).await?;
+        let finished = ObservedJob::of(&found).is_some_and(|seen| matches!(seen.phase, Phase::Finished { .. }));
+        if !finished {
+            return Err(RunnerError { message: format!("the Job {job} is not finished"), retry_after: None });
+        }
+        Ok(Ending::of(&found, &self.pods_of(job).await?))
+    }
+
+    async fn release(&self, job: &str) -> Result<(), RunnerError> {
+        let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": self.ttl_seconds}});
+        Ok(gone_is_fine(answer(self.jobs.patch_metadata(job, &patched(), &Patch::Merge(patch))).await)?)
+    }
+
+    async fn stop(&self, job: &str) -> Result<(), RunnerError> {
+        Ok(gone_is_fine(answer(self.jobs.delete(job, &DeleteParams::foreground())).await)?)
+    }
+
+    fn observe(&self) -> BoxStream<'static, Observation> {
+        watch::observe(self.jobs.clone())
+    }
+}
+
+/// What the server says, or why it does not, within [`REQUEST_TIMEOUT`].
+async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(answer) => answer.map_err(Trouble::from),
+        Err(_) => {
+            Err(Trouble::Silence(format!("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())))
+        }
+    }
+}
+
+fn gone_is_fine<T>(answer: Result<T, Trouble>) -> Result<(), Trouble> {
+    match answer {
+        Err(trouble) if !trouble.not_found() => Err(trouble),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a Job may still need its Secret: a pod that runs has read it.
+fn waits(job: &Job) -> bool {
+    ObservedJob::of(job).is_none_or(|seen| seen.phase == Phase::Waiting)
+}
+
+fn fingerprint(job: &Job) -> Option<&String> {
+    job.metadata.annotations.as_ref()?.get(ANNOTATION_FINGERPRINT)
+}
+
+fn later(message: String) -> StartError {
+    StartError::Later(RunnerError { message, retry_after: None })
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+fn patched() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}

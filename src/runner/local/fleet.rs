@@ -1,0 +1,239 @@
+//! Every attempt of the state directory, in memory: what the operator knows, asks for, and tells. The folders are the
+//! truth; [`watch`] keeps this up with them.
+
+mod adopt;
+mod watch;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::{Notify, broadcast};
+
+use self::adopt::about_of;
+pub(super) use self::watch::watch;
+use super::folder::{About, Folder, Handover};
+use super::plan::plan;
+use super::secrets::{Secrets, SecretsError};
+use super::state_dir::StateDir;
+use super::{LocalSettings, failure};
+use crate::job::{Ending, JobOrder, ObservedJob, Phase};
+use crate::runner::{Observation, RunnerError, StartError};
+
+/// Changes that a slow observer may lag behind before it gets the full list again.
+const CHANGES: usize = 4096;
+/// Ends of removed Jobs that are still told: a Job that ended just as it was stopped is asked about after its removal.
+const REMEMBERED_ENDINGS: usize = 256;
+
+/// Everything that the operator knows of its attempts.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    dir: StateDir,
+    caller: Option<Vec<String>>,
+    settings: LocalSettings,
+    known: Mutex<Known>,
+    changes: broadcast::Sender<Observation>,
+    wake: Arc<Notify>,
+    removing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    jobs: HashMap<String, Entry>,
+    /// Those that have not finished: only they are looked at.
+    live: HashSet<String>,
+    /// Settled ones, and when their folder goes; the earliest first.
+    leaving: VecDeque<(SystemTime, String)>,
+    endings: VecDeque<(String, Ending)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    observed: ObservedJob,
+    /// Only of a supervisor that this process has started: it must be waited for. The others are known by their lock.
+    supervisor: Option<Child>,
+    stop: Option<Stop>,
+}
+
+/// A stop that was asked for.
+#[derive(Debug, Default)]
+struct Stop {
+    /// When SIGTERM was sent; none while there is nothing to send it to.
+    asked: Option<Instant>,
+}
+
+impl Fleet {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Every change under this lock is whole even if the thread panicked after it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, observation: Observation) {
+        // Nobody listening is no error.
+        let _ = self.changes.send(observation);
+    }
+
+    pub(super) fn check(&self) -> Result<String, RunnerError> {
+        let state_dir = self.dir.path().display();
+        self.dir
+            .probe()
+            .map_err(|error| failure(format!("cannot write to the state directory {state_dir}: {error}")))?;
+        self.secrets().map_err(failure)?;
+        let live = self.known().live.len();
+        Ok(format!("local runner {}, {live} processes, state in {state_dir}", env!("CARGO_PKG_VERSION")))
+    }
+
+    fn secrets(&self) -> Result<Secrets, SecretsError> {
+        let name = &self.settings.sip_secret_name;
+        self.settings.secrets_file.as_deref().map_or_else(|| Ok(Secrets::default()), |path| Secrets::read(path, name))
+    }
+
+    /// The list is taken under the same lock as every change is told, so that none is missed in between.
+    pub(super) fn observe(&self) -> (Observation, broadcast::Receiver<Observation>) {
+        let known = self.known();
+        let changes = self.changes.subscribe();
+        (Observation::All(known.jobs.values().map(|entry| entry.observed.clone()).collect()), changes)
+    }
+
+    pub(super) fn find(&self, job: &str) -> Option<ObservedJob> {
+        self.known().jobs.get(job).map(|entry| entry.observed.clone())
+    }
+
+    pub(super) fn start(&self, order: &JobOrder) -> Result<(), StartError> {
+        let (job, about) = about_of(&order.job)?;
+        if let Some(observed) = self.find(job) {
+            let is_same = observed.fingerprint == about.fingerprint;
+            return if is_same { Ok(()) } else { Err(StartError::Conflict(job.to_owned())) };
+        }
+        let secrets = self.secrets().map_err(later)?;
+        let handover = plan(order, self.caller.as_deref(), &secrets)?;
+        // A folder that is there and not known could not be read when this operator opened the directory.
+        let (folder, lock) =
+            self.dir.claim(job, &about).map_err(later)?.ok_or_else(|| StartError::Conflict(job.to_owned()))?;
+        match self.launch(&folder, lock, &handover) {
+            Ok(supervisor) => self.register(job, about, supervisor),
+            Err(error) => {
+                self.dir.discard(job).map_err(later)?;
+                return Err(later(format!("cannot start a process for {job}: {error}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the supervisor; an error means that it does not run and has started nothing.
+    fn launch(&self, folder: &Folder, lock: std::fs::File, handover: &Handover) -> io::Result<Child> {
+        let mut supervisor = Command::new(&self.settings.self_exe)
+            .arg("run-attempt")
+            .arg(folder.path())
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(lock)
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let handed = supervisor.stdin.take().map(|mut pipe| pipe.write_all(&serde_json::to_vec(handover)?));
+        if let Some(Err(error)) = handed {
+            // It never had the whole handover, and starts nothing without.
+            supervisor.kill()?;
+            supervisor.wait()?;
+            return Err(error);
+        }
+        Ok(supervisor)
+    }
+
+    fn register(&self, job: &str, about: About, supervisor: Child) {
+        let observed = observed(job, about, Phase::Waiting, false);
+        let mut known = self.known();
+        known.live.insert(job.to_owned());
+        self.tell(Observation::Changed(observed.clone()));
+        known.jobs.insert(job.to_owned(), Entry { observed, supervisor: Some(supervisor), stop: None });
+        self.wake.notify_one();
+    }
+
+    pub(super) fn ending(&self, job: &str) -> Result<Ending, RunnerError> {
+        if let Some(exit) = self.dir.folder(job).exit().map_err(failure)? {
+            return Ok(exit.into());
+        }
+        let known = self.known();
+        let remembered = known.endings.iter().find(|(name, _)| name == job);
+        remembered.map(|(_, ending)| ending.clone()).ok_or_else(|| failure(format!("{job} is not finished")))
+    }
+
+    pub(super) fn release(&self, job: &str) -> Result<(), RunnerError> {
+        match self.find(job) {
+            None => return Ok(()),
+            Some(observed) if observed.settled => return Ok(()),
+            Some(observed) if !observed.is_finished() => return Err(failure(format!("{job} is not finished"))),
+            Some(_) => {}
+        }
+        self.dir.folder(job).mark_settled().map_err(failure)?;
+        let mut known = self.known();
+        let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
+        entry.observed.settled = true;
+        self.tell(Observation::Changed(entry.observed.clone()));
+        known.leaving.push_back((SystemTime::now() + self.settings.ttl, job.to_owned()));
+        Ok(())
+    }
+
+    pub(super) fn stop(&self, job: &str) -> Result<(), RunnerError> {
+        if self.find(job).is_none() {
+            return Ok(());
+        }
+        self.dir.folder(job).mark_stop().map_err(failure)?;
+        // It may have ended by itself meanwhile; then that is its end.
+        self.look_at(job);
+        let finished = match self.known().jobs.get_mut(job) {
+            None => return Ok(()),
+            Some(entry) if entry.observed.is_finished() => true,
+            Some(entry) => {
+                entry.stop.get_or_insert_default();
+                false
+            }
+        };
+        if finished {
+            return self.remove(job).map_err(failure);
+        }
+        self.press(job).map_err(failure)?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Lets the folder of an attempt that has ended go, and remembers how it ended for a while.
+    fn remove(&self, job: &str) -> io::Result<()> {
+        // Two that remove the same one must not meet: the second could hit a Job that was started anew in between.
+        let _one = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_go = |entry: &Entry| entry.observed.is_finished() || entry.stop.is_some();
+        if !self.known().jobs.get(job).is_some_and(may_go) {
+            return Ok(());
+        }
+        let exit = self.dir.folder(job).exit()?;
+        self.dir.discard(job)?;
+        let mut known = self.known();
+        known.live.remove(job);
+        let Some(entry) = known.jobs.remove(job) else { return Ok(()) };
+        if let Some(exit) = exit {
+            known.endings.truncate(REMEMBERED_ENDINGS - 1);
+            known.endings.push_front((job.to_owned(), exit.into()));
+        }
+        self.tell(Observation::Removed(entry.observed));
+        Ok(())
+    }
+}
+
+impl ObservedJob {
+    fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Finished { .. })
+    }
+}
+
+fn observed(job: &str, about: About, phase: Phase, settled: bool) -> ObservedJob {
+    let About { id, attempt, fingerprint } = about;
+    ObservedJob { name: job.to_owned(), id, attempt, fingerprint, phase, settled }
+}
+
+fn later(error: impl std::fmt::Display) -> StartError {
+    StartError::Later(failure(error))
+}

@@ -1,0 +1,160 @@
+//! Keeps what is known up with the folders: one task for all attempts, no thread and no file descriptor for each.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use super::Fleet;
+use crate::job::Phase;
+use crate::runner::Observation;
+use crate::runner::local::STOP_GRACE;
+use crate::runner::local::folder::Exit;
+
+/// Between two looks: while something is to start or to stop, else, and after the end of a child.
+const SOON: Duration = Duration::from_millis(50);
+const USUAL: Duration = Duration::from_millis(250);
+const AFTER_CHILD: Duration = Duration::from_millis(5);
+
+/// What a look at a folder tells.
+enum Seen {
+    Nothing,
+    Started(Timestamp),
+    Ended(Exit),
+}
+
+/// Looks until the runner is dropped: when a child of this process has ended, and at intervals for what it has adopted.
+pub(in crate::runner::local) async fn watch(fleet: Weak<Fleet>) {
+    let Some(wake) = fleet.upgrade().map(|fleet| Arc::clone(&fleet.wake)) else { return };
+    // Without the signal, the intervals do.
+    let mut child_ended = signal(SignalKind::child()).ok();
+    let mut pause = SOON;
+    loop {
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = wake.notified() => {}
+            Some(()) = async { child_ended.as_mut()?.recv().await } => sleep(AFTER_CHILD).await,
+        }
+        let Some(fleet) = fleet.upgrade() else { return };
+        pause = tokio::task::spawn_blocking(move || fleet.look()).await.unwrap_or(USUAL);
+    }
+}
+
+impl Fleet {
+    /// Looks at all that is live, and lets go what is due; returns how long to wait for the next look.
+    pub(super) fn look(&self) -> Duration {
+        let live: Vec<String> = self.known().live.iter().cloned().collect();
+        for job in &live {
+            self.look_at(job);
+        }
+        self.let_go();
+        let known = self.known();
+        let is_moving = |job: &String| {
+            known.jobs.get(job).is_some_and(|entry| entry.stop.is_some() || entry.observed.phase == Phase::Waiting)
+        };
+        if known.live.iter().any(is_moving) { SOON } else { USUAL }
+    }
+
+    pub(super) fn look_at(&self, job: &str) {
+        let result = self.press(job).and_then(|()| self.see(job)).and_then(|seen| match seen {
+            Seen::Nothing => Ok(()),
+            Seen::Started(at) => {
+                self.learn_start(job, at);
+                Ok(())
+            }
+            Seen::Ended(exit) => self.learn_end(job, &exit),
+        });
+        if let Err(error) = result {
+            tracing::warn!(job, %error, "cannot look at an attempt; the next look tries again");
+        }
+    }
+
+    fn see(&self, job: &str) -> io::Result<Seen> {
+        let (reaped, is_waiting) = match self.known().jobs.get_mut(job) {
+            None => return Ok(Seen::Nothing),
+            Some(entry) => {
+                let reaped = entry.supervisor.as_mut().map(std::process::Child::try_wait).transpose()?;
+                (reaped.map(|status| status.is_some()), entry.observed.phase == Phase::Waiting)
+            }
+        };
+        let folder = self.dir.folder(job);
+        if reaped.map_or_else(|| folder.supervisor_is_gone(), Ok)? {
+            return Ok(folder.bury()?.map_or(Seen::Nothing, Seen::Ended));
+        }
+        let started = if is_waiting { folder.started()? } else { None };
+        Ok(started.map_or(Seen::Nothing, |started| Seen::Started(started.at)))
+    }
+
+    fn learn_start(&self, job: &str, started_at: Timestamp) {
+        let mut known = self.known();
+        let Some(entry) = known.jobs.get_mut(job) else { return };
+        if entry.observed.phase == Phase::Waiting {
+            entry.observed.phase = Phase::Running { started_at };
+            self.tell(Observation::Changed(entry.observed.clone()));
+        }
+    }
+
+    /// A Job that was stopped is removed as it was last known, unless it succeeded in spite of the stop.
+    fn learn_end(&self, job: &str, exit: &Exit) -> io::Result<()> {
+        let succeeded = exit.succeeded();
+        let mut known = self.known();
+        let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
+        let is_stopped = entry.stop.is_some();
+        if (succeeded || !is_stopped) && !entry.observed.is_finished() {
+            entry.observed.phase = Phase::Finished { succeeded };
+            entry.supervisor = None;
+            self.tell(Observation::Changed(entry.observed.clone()));
+        }
+        if is_stopped {
+            drop(known);
+            return self.remove(job);
+        }
+        known.live.remove(job);
+        Ok(())
+    }
+
+    /// Carries a stop on: SIGTERM as soon as there is a process to get it, SIGKILL after the grace.
+    pub(super) fn press(&self, job: &str) -> io::Result<()> {
+        let asked = match self.known().jobs.get(job).and_then(|entry| entry.stop.as_ref()) {
+            None => return Ok(()),
+            Some(stop) => stop.asked,
+        };
+        match asked {
+            None if self.dir.folder(job).signal(Signal::TERM)? => {
+                if let Some(stop) = self.known().jobs.get_mut(job).and_then(|entry| entry.stop.as_mut()) {
+                    stop.asked = Some(Instant::now());
+                }
+            }
+            Some(since) if since.elapsed() >= STOP_GRACE => drop(self.dir.folder(job).signal(Signal::KILL)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Removes what was settled longer ago than its time to live; nothing else ever goes by itself.
+    fn let_go(&self) {
+        while let Some(job) = self.next_due() {
+            if let Err(error) = self.remove(&job) {
+                tracing::warn!(job, %error, "cannot remove the folder of a settled attempt; it is tried again later");
+                self.known().leaving.push_back((SystemTime::now() + self.settings.ttl.max(USUAL), job));
+                return;
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<String> {
+        let mut known = self.known();
+        while known.leaving.front().is_some_and(|(due, _)| *due <= SystemTime::now()) {
+            let (_, job) = known.leaving.pop_front()?;
+            // A stop may have removed it before.
+            if known.jobs.get(&job).is_some_and(|entry| entry.observed.settled) {
+                return Some(job);
+            }
+        }
+        None
+    }
+}

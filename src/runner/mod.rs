@@ -1,0 +1,107 @@
+//! Where Jobs run. The core owns the trait; [`kubernetes`] and [`local`] implement it. Level-triggered: what a runner
+//! *has* counts, an event only says when to look.
+
+pub mod kubernetes;
+pub mod local;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+use crate::job::{Ending, JobOrder, ObservedJob};
+
+/// A place that runs Jobs.
+#[async_trait]
+pub trait Runner: Send + Sync + 'static {
+    /// Which place this is; known since the runner was made.
+    fn place(&self) -> &Place;
+
+    /// Asks the place whether it answers; the text names server and version.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when it does not, or refuses what the operator needs.
+    async fn check(&self) -> Result<String, RunnerError>;
+
+    /// Starts a Job. Idempotent by name: a Job of that name with the same fingerprint is success.
+    ///
+    /// # Errors
+    /// [`StartError`], which says whether another try can help.
+    async fn start(&self, order: &JobOrder) -> Result<(), StartError>;
+
+    /// The Job of that name as it is now.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when the place does not answer.
+    async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError>;
+
+    /// How a finished Job ended.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when the place does not answer or the Job is not finished.
+    async fn ending(&self, job: &str) -> Result<Ending, RunnerError>;
+
+    /// Lets a Job whose outcome is recorded go (Kubernetes: sets its TTL). Idempotent; a Job that is gone is success.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when the place does not answer.
+    async fn release(&self, job: &str) -> Result<(), RunnerError>;
+
+    /// Stops a Job and removes it once its pod has ended. Idempotent; a Job that is gone is success.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when the place does not answer.
+    async fn stop(&self, job: &str) -> Result<(), RunnerError>;
+
+    /// What the place has, then every change, for ever: begins with a full list, and sends a full list again whenever
+    /// changes may have been missed. Errors are logged and retried inside.
+    fn observe(&self) -> BoxStream<'static, Observation>;
+}
+
+/// Which place a runner stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// `kubernetes` or `local`.
+    pub kind: &'static str,
+    /// The default of `CLUSTER_NAME`: an identity that no other cluster or machine has.
+    pub cluster: String,
+    /// Namespace of the Jobs.
+    pub namespace: String,
+    /// For people: the API server's address and the context, or the state directory.
+    pub address: String,
+}
+
+/// What a runner reports.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observation {
+    /// Everything there is; what is not in it is gone.
+    All(Vec<ObservedJob>),
+    /// A Job is there, or changed.
+    Changed(ObservedJob),
+    /// A Job was removed; this is the last that was known of it.
+    Removed(ObservedJob),
+}
+
+/// The place does not answer, or not as it should.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct RunnerError {
+    /// In the place's own words.
+    pub message: String,
+    /// How long it asked to wait (`Retry-After`).
+    pub retry_after: Option<Duration>,
+}
+
+/// Why a Job was not started.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StartError {
+    /// Another try may help: no answer, too busy, quota, missing rights, missing namespace.
+    #[error(transparent)]
+    Later(RunnerError),
+    /// No try will help: the Job is not accepted as it is; in the place's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// A Job of that name exists and does not belong to this call.
+    #[error("a Job named {0} exists and belongs to another request")]
+    Conflict(String),
+}
