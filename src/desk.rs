@@ -1,0 +1,281 @@
+//! What the outside may ask for (accept a call, find one, page through them, how are you), in the core's own terms: the
+//! HTTP side knows this and nothing of NATS.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_nats::{Client, connection::State};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+
+use crate::{
+    call::{Call, CallId, CallName, Change, Status, StatusEvent, validate::Parsed},
+    jobs::{JobView, Key},
+    log::{AppendError, StatusLog, now},
+    queue::submit::{Labels, PublishRefusal, Submitter},
+};
+
+pub use crate::queue::Away;
+
+/// Records read from the log at once for one page.
+const READS_AT_ONCE: usize = 64;
+
+/// Takes calls in and tells how they are. Made before NATS answers; until [`Desk::open`] it says that it is not ready.
+#[derive(Clone, Default)]
+pub struct Desk {
+    parts: Arc<OnceLock<Parts>>,
+    runner_listed: Arc<AtomicBool>,
+}
+
+/// What a desk works with.
+pub struct Parts {
+    /// For how NATS is.
+    pub client: Client,
+    /// The status log.
+    pub log: StatusLog,
+    /// For requests.
+    pub submitter: Submitter,
+    /// Which calls there are.
+    pub view: JobView,
+    /// Namespace of the Jobs.
+    pub namespace: String,
+}
+
+/// A call that was accepted durably.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// Its present state.
+    pub event: StatusEvent,
+    /// False when the same id and request had been accepted before.
+    pub fresh: bool,
+}
+
+/// Why a call was not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SubmitError {
+    /// The id belongs to another request.
+    #[error(
+        "id `{0}` was used for another request; the first call is untouched. Use a new id, or send the same request"
+    )]
+    Conflict(String),
+    /// The queue is full.
+    #[error("the queue is full: {0}")]
+    Full(String),
+    /// The request does not fit into a message.
+    #[error("the request is larger than a message may be: {0}")]
+    TooLarge(String),
+    /// NATS does not answer.
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// Which calls to list.
+#[derive(Debug, Clone, Default)]
+pub struct PageQuery {
+    /// Only these states.
+    pub status: Option<Status>,
+    /// Only this batch.
+    pub batch: Option<String>,
+    /// At most that many, 1 to 1000.
+    pub limit: usize,
+    /// Where the page before ended, as [`Page::next`] gave it.
+    pub cursor: Option<String>,
+}
+
+/// One page of calls, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The calls.
+    pub calls: Vec<StatusEvent>,
+    /// Cursor of the next page, when there is one.
+    pub next: Option<String>,
+}
+
+/// Why there is no page.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PageError {
+    /// The cursor is none of ours.
+    #[error("`{0}` is no cursor; accepted: the one of a `Link: rel=next` header")]
+    BadCursor(String),
+    /// NATS does not answer.
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// One thing that the operator needs, and whether it has it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Readiness {
+    /// `nats`, `runner` or `view`.
+    pub name: &'static str,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// More for people; never a secret.
+    pub detail: String,
+}
+
+impl Desk {
+    /// Begins to work.
+    pub fn open(&self, parts: Parts) {
+        if self.parts.set(parts).is_err() {
+            tracing::error!("a desk is opened once");
+        }
+    }
+
+    /// Notes that the runner has shown what it has.
+    pub fn runner_has_listed(&self) {
+        self.runner_listed.store(true, Ordering::Relaxed);
+    }
+
+    /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
+    /// when the request has none.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; nothing was accepted then (or, after [`SubmitError::Away`], perhaps), and the same request with the same
+    /// id may be sent again.
+    pub async fn submit(
+        &self,
+        parsed: Parsed,
+        body: Bytes,
+        idempotency_key: Option<CallId>,
+    ) -> Result<Accepted, SubmitError> {
+        let parts = self.parts()?;
+        let given = parsed.id.or(idempotency_key);
+        let is_new = given.is_none();
+        let call = Call::new(given.unwrap_or_else(CallId::fresh), parsed.spec);
+        if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
+    }
+
+    /// The present state of a call, by the name of any of its Jobs or by its id.
+    ///
+    /// # Errors
+    /// [`Away`] when the log cannot be read.
+    pub async fn find(&self, name_or_id: &str) -> Result<Option<StatusEvent>, Away> {
+        let parts = self.parts()?;
+        if let Some(name) = CallName::of_job(name_or_id)
+            && let Some(last) = parts.log.last(&name).await?
+        {
+            let attempt_exists = name_or_id == name.as_str() || Some(name_or_id) == last.event.job.as_deref();
+            return Ok(Some(last.event).filter(|event| attempt_exists || had_attempt(event, name_or_id)));
+        }
+        let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
+        Ok(parts.log.last(&id.name()).await?.map(|last| last.event))
+    }
+
+    /// Calls, newest first.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub async fn page(&self, query: &PageQuery) -> Result<Page, PageError> {
+        let parts = self.parts()?;
+        let before = match &query.cursor {
+            Some(text) => Some(Key::from_cursor(text).ok_or_else(|| PageError::BadCursor(text.clone()))?),
+            None => None,
+        };
+        let found = parts.view.page(query.status, query.batch.as_deref(), before, query.limit + 1);
+        let next = found.get(query.limit.saturating_sub(1)).filter(|_| found.len() > query.limit);
+        let next = next.map(|(key, _)| key.to_cursor());
+        Ok(Page { calls: parts.records(&found[..found.len().min(query.limit)]).await?, next })
+    }
+
+    /// Everything that must be ready before the operator is.
+    pub fn readiness(&self) -> Vec<Readiness> {
+        let parts = self.parts.get();
+        let nats = parts.is_some_and(|parts| parts.client.connection_state() == State::Connected);
+        let runner = self.runner_listed.load(Ordering::Relaxed);
+        let view = parts.is_some_and(|parts| parts.view.is_caught_up());
+        let check = |name, ready, yes: &str, no: &str| Readiness {
+            name,
+            ready,
+            detail: if ready { yes } else { no }.to_owned(),
+        };
+        vec![
+            check("nats", nats, "connected", "not connected"),
+            check("runner", runner, "its Jobs are known", "has not shown its Jobs yet"),
+            check("view", view, "caught up with the status log", "has not caught up with the status log yet"),
+        ]
+    }
+
+    /// What is needed to answer, while NATS is there to be asked: otherwise a request would wait for it.
+    fn parts(&self) -> Result<&Parts, Away> {
+        let parts = self.parts.get().ok_or_else(|| Away("not connected yet".to_owned()))?;
+        match parts.client.connection_state() {
+            State::Connected => Ok(parts),
+            _ => Err(Away("the connection is lost".to_owned())),
+        }
+    }
+}
+
+/// Whether the call had an attempt with that Job name.
+fn had_attempt(event: &StatusEvent, job: &str) -> bool {
+    (1..=event.attempt).any(|attempt| event.name.job(attempt) == job)
+}
+
+impl Parts {
+    /// The request first, then the record that it is queued: a refused request leaves nothing behind, and a record that gets
+    /// lost is made up for by whoever dials.
+    async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, SubmitError> {
+        let queued_at = now();
+        let labels = Labels { id: &call.id, attempt: 1, queued_at };
+        let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
+            .map_err(|illegal| Away(illegal.to_string()))?;
+        self.submitter.publish(labels, body).await?;
+        match self.log.append(queued.clone(), 0).await {
+            Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
+            Err(AppendError::Stale) => {
+                Ok(Accepted { event: self.unless_conflict(call).await?.unwrap_or(queued), fresh: true })
+            }
+            Err(AppendError::Away(away)) => {
+                tracing::debug!(%away, "the record of a queued call got no answer; it is in the queue");
+                Ok(Accepted { event: queued, fresh: true })
+            }
+        }
+    }
+
+    /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
+    /// first answer may have been lost on the way, and the dialler drops the second message.
+    async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, SubmitError> {
+        let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
+        if event.status == Status::Queued {
+            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at };
+            self.submitter.publish(labels, body).await?;
+        }
+        Ok(Accepted { event, fresh: false })
+    }
+
+    async fn unless_conflict(&self, call: &Call) -> Result<Option<StatusEvent>, SubmitError> {
+        match self.log.last(&call.name).await? {
+            Some(last) if last.event.fingerprint != call.fingerprint => Err(SubmitError::Conflict(call.id.to_string())),
+            last => Ok(last.map(|last| last.event)),
+        }
+    }
+
+    async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Away> {
+        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.record(*sequence).await) });
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
+        let mut events = Vec::with_capacity(found.len());
+        while let Some((key, sequence, event)) = reads.next().await {
+            match event? {
+                Some(event) => events.push(event),
+                None => self.view.forget(key, sequence),
+            }
+        }
+        Ok(events)
+    }
+
+    /// `None` when the record has expired meanwhile.
+    async fn record(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
+        Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
+    }
+}
+
+impl From<PublishRefusal> for SubmitError {
+    fn from(refusal: PublishRefusal) -> Self {
+        match refusal {
+            PublishRefusal::Full(words) => Self::Full(words),
+            PublishRefusal::TooLarge(words) => Self::TooLarge(words),
+            PublishRefusal::Away(away) => Self::Away(away),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a delivered message means, by the call's last state: one pure function, tested as a table.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::call::{Fingerprint, Status, StatusEvent};
+
+/// A schedule may fire this much early by our clock, since it fires by the server's.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(1);
+
+/// What a message asks for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The message's sequence in the queue: the same for every delivery of it.
+    pub sequence: u64,
+    /// Of its request.
+    pub fingerprint: Fingerprint,
+    /// Whether one of us accepted it, so that `queued` was or will be recorded.
+    pub accepted: bool,
+    /// Its `not_before`.
+    pub not_before: Option<Timestamp>,
+    /// Its `not_after`.
+    pub not_after: Option<Timestamp>,
+}
+
+/// The next step of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Record that it is queued: whoever accepted it has not come to it.
+    RecordQueued,
+    /// Record that it waits until then.
+    Postpone(Timestamp),
+    /// Let the server fire this attempt then, and settle this message.
+    Schedule {
+        /// The attempt.
+        attempt: u32,
+        /// When.
+        due: Timestamp,
+    },
+    /// `not_after` has passed: record it.
+    Expire,
+    /// Claim this attempt.
+    Claim(u32),
+    /// The claim is ours: make the Job, unless it is there.
+    Start,
+    /// Follow the Job.
+    Watch,
+    /// A cancel was asked for: stop the Job.
+    Stop,
+    /// The attempt failed and another one is to come: record when.
+    Redial,
+    /// Another cluster has claimed it: give the message back.
+    GiveBack,
+    /// Nothing is left to do for this message.
+    Done,
+    /// The id belongs to another request.
+    Conflict,
+}
+
+/// Decides the next step; see `design` in the README for the table in words.
+pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
+    let Some(last) = last else { return unheard_of(asked, now) };
+    if last.fingerprint != asked.fingerprint {
+        return Step::Conflict;
+    }
+    if last.is_final {
+        return Step::Done;
+    }
+    match last.status {
+        Status::Queued => dialable(asked, 1, now),
+        Status::Scheduled => scheduled(last, asked, now),
+        _ => claimed(last, asked, cluster),
+    }
+}
+
+fn unheard_of(asked: &Asked, now: Timestamp) -> Step {
+    if asked.accepted && asked.attempt == 1 { Step::RecordQueued } else { dialable(asked, asked.attempt, now) }
+}
+
+fn dialable(asked: &Asked, attempt: u32, now: Timestamp) -> Step {
+    match (asked.not_before, asked.not_after) {
+        (_, Some(end)) if end <= now => Step::Expire,
+        (Some(begin), _) if begin > now + CLOCK_TOLERANCE => Step::Postpone(begin),
+        _ => Step::Claim(attempt),
+    }
+}
+
+/// The attempt before, if any, is over. A message of that attempt is behind the log: the crash came before its schedule was
+/// published or the message was acknowledged, so it is scheduled again, which replaces what is there.
+fn scheduled(last: &StatusEvent, asked: &Asked, now: Timestamp) -> Step {
+    let attempt = last.attempt + 1;
+    let due = last.due_at.unwrap_or(now);
+    let is_due = due <= now + CLOCK_TOLERANCE;
+    match asked.not_after {
+        Some(end) if end <= now => Step::Expire,
+        _ if asked.attempt == attempt && is_due => Step::Claim(attempt),
+        _ if asked.attempt > attempt => Step::Done,
+        _ => Step::Schedule { attempt, due },
+    }
+}
+
+fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str) -> Step {
+    if last.queue_sequence != Some(asked.sequence) {
+        return Step::Done;
+    }
+    if last.cluster.as_deref() != Some(cluster) {
+        return Step::GiveBack;
+    }
+    match last.status {
+        Status::Pending => Step::Start,
+        Status::Cancelling => Step::Stop,
+        Status::Failed => Step::Redial,
+        _ => Step::Watch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::{CallId, Change, Outcome, status::Ended};
+
+    const HERE: &str = "here";
+    const SEQUENCE: u64 = 7;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    fn asked(attempt: u32, sequence: u64) -> Asked {
+        let fingerprint = Fingerprint::of(b"request");
+        Asked { attempt, sequence, fingerprint, accepted: false, not_before: None, not_after: None }
+    }
+
+    /// A call's state after some changes, all at second 100.
+    fn after(changes: Vec<Change>) -> StatusEvent {
+        let id = CallId::parse("a").expect("an id");
+        let mut event = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
+        for change in changes {
+            event = event.next(change, at(100)).expect("a legal step");
+        }
+        event
+    }
+
+    fn pending(attempt: u32, cluster: &str) -> Change {
+        Change::Pending { attempt, cluster: cluster.into(), namespace: "n".into(), queue_sequence: SEQUENCE }
+    }
+
+    fn running() -> Change {
+        Change::Running { started_at: at(100) }
+    }
+
+    fn busy(redial: bool) -> Change {
+        Change::Ended(Ended {
+            outcome: Outcome::Busy,
+            sip_code: Some(486),
+            exit_code: Some(1),
+            completed_at: at(100),
+            reason: None,
+            message: None,
+            redial,
+        })
+    }
+
+    fn scheduled(second: i64) -> Change {
+        Change::Scheduled { due_at: at(second) }
+    }
+
+    #[test]
+    fn what_a_delivery_means_by_the_calls_last_state() {
+        let twice = |then: Change| after(vec![pending(1, HERE), running(), busy(true), then]);
+        let table = [
+            ("first seen", None, asked(1, SEQUENCE), Step::Claim(1)),
+            ("first seen, accepted by us", None, Asked { accepted: true, ..asked(1, SEQUENCE) }, Step::RecordQueued),
+            ("first seen, the log has expired", None, Asked { accepted: true, ..asked(2, SEQUENCE) }, Step::Claim(2)),
+            ("queued", Some(after(vec![])), asked(1, SEQUENCE), Step::Claim(1)),
+            (
+                "too early",
+                Some(after(vec![])),
+                Asked { not_before: Some(at(300)), ..asked(1, 7) },
+                Step::Postpone(at(300)),
+            ),
+            (
+                "early by a clock",
+                Some(after(vec![])),
+                Asked { not_before: Some(at(201)), ..asked(1, 7) },
+                Step::Claim(1),
+            ),
+            ("too late", Some(after(vec![])), Asked { not_after: Some(at(200)), ..asked(1, 7) }, Step::Expire),
+            ("due", Some(after(vec![scheduled(200)])), asked(1, 8), Step::Claim(1)),
+            (
+                "not due, the schedule may be missing",
+                Some(after(vec![scheduled(300)])),
+                asked(1, SEQUENCE),
+                Step::Schedule { attempt: 1, due: at(300) },
+            ),
+            ("claimed here by this message", Some(after(vec![pending(1, HERE)])), asked(1, SEQUENCE), Step::Start),
+            ("claimed by another message", Some(after(vec![pending(1, HERE)])), asked(1, 8), Step::Done),
+            ("claimed elsewhere", Some(after(vec![pending(1, "there")])), asked(1, SEQUENCE), Step::GiveBack),
+            ("claimed elsewhere by another message", Some(after(vec![pending(1, "there")])), asked(1, 8), Step::Done),
+            ("running here", Some(after(vec![pending(1, HERE), running()])), asked(1, SEQUENCE), Step::Watch),
+            (
+                "running elsewhere",
+                Some(after(vec![pending(1, "there"), running()])),
+                asked(1, SEQUENCE),
+                Step::GiveBack,
+            ),
+            ("to be stopped", Some(after(vec![pending(1, HERE), Change::Cancelling])), asked(1, SEQUENCE), Step::Stop),
+            (
+                "failed, a redial to come",
+                Some(after(vec![pending(1, HERE), running(), busy(true)])),
+                asked(1, SEQUENCE),
+                Step::Redial,
+            ),
+            (
+                "failed for good",
+                Some(after(vec![pending(1, HERE), running(), busy(false)])),
+                asked(1, SEQUENCE),
+                Step::Done,
+            ),
+            (
+                "behind the log",
+                Some(twice(scheduled(300))),
+                asked(1, SEQUENCE),
+                Step::Schedule { attempt: 2, due: at(300) },
+            ),
+            (
+                "behind the log, and due",
+                Some(twice(scheduled(150))),
+                asked(1, SEQUENCE),
+                Step::Schedule { attempt: 2, due: at(150) },
+            ),
+            ("the redial is due", Some(twice(scheduled(150))), asked(2, 9), Step::Claim(2)),
+            (
+                "the redial came too late",
+                Some(twice(scheduled(150))),
+                Asked { not_after: Some(at(180)), ..asked(2, 9) },
+                Step::Expire,
+            ),
+            ("cancelled", Some(after(vec![Change::Cancelled { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
+            ("rejected", Some(after(vec![Change::Rejected { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
+        ];
+        for (what, last, asked, step) in table {
+            assert_eq!(decide(last.as_ref(), &asked, HERE, at(200)), step, "{what}");
+        }
+    }
+
+    #[test]
+    fn another_request_under_the_same_id_is_a_conflict_whatever_became_of_the_first() {
+        let other = Asked { fingerprint: Fingerprint::of(b"other"), ..asked(1, SEQUENCE) };
+        let done = after(vec![Change::Cancelled { reason: "x".into() }]);
+        for last in [after(vec![]), after(vec![pending(1, HERE)]), done] {
+            assert_eq!(decide(Some(&last), &other, HERE, at(200)), Step::Conflict);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! One message's life: decode → identify → (decide → do one step) until it is settled.
+//!
+//! Every step ends in the status log or begins with reading it, so a crash between any two of them leaves nothing but a
+//! message that is delivered again and a log that says what it means.
+
+pub mod decide;
+mod steps;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+use crate::{
+    call::{Call, CallId, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate},
+    job::{JobDefaults, ObservedJob},
+    log::{AppendError, Recorded, StatusLog, now},
+    queue::{
+        Delivery, HEADER_CALL_ID, HEADER_QUEUED_AT,
+        dead::DeadLetters,
+        intake::{Holds, Settlement},
+        submit::Submitter,
+    },
+    retry,
+    runner::Runner,
+    tracker::{self, Sightings},
+};
+use decide::Asked;
+use steps::Life;
+
+/// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
+const STARTS_IN_FLIGHT: usize = 64;
+/// Jobs that are looked at at once after a full list.
+const RECONCILED_AT_ONCE: usize = 32;
+
+/// Everything that a message's life needs.
+pub struct Dialler {
+    /// The status log.
+    pub log: StatusLog,
+    /// Where Jobs run.
+    pub runner: Arc<dyn Runner>,
+    /// What the runner reported.
+    pub sightings: Sightings,
+    /// The messages in flight.
+    pub holds: Holds,
+    /// For schedules.
+    pub submitter: Submitter,
+    /// For what cannot be a call.
+    pub dead: DeadLetters,
+    /// What every Job has in common.
+    pub defaults: JobDefaults,
+    /// Who we are among the clusters.
+    pub cluster: String,
+    /// Cancelled when the process is to end: messages are handed back.
+    pub closing: CancellationToken,
+    /// Every task that works on a message.
+    pub tasks: TaskTracker,
+    starts: Semaphore,
+    reconciles: Semaphore,
+}
+
+/// What a [`Dialler`] is made of.
+pub struct Parts {
+    /// The status log.
+    pub log: StatusLog,
+    /// Where Jobs run.
+    pub runner: Arc<dyn Runner>,
+    /// What the runner reported.
+    pub sightings: Sightings,
+    /// The messages in flight.
+    pub holds: Holds,
+    /// For schedules.
+    pub submitter: Submitter,
+    /// For what cannot be a call.
+    pub dead: DeadLetters,
+    /// What every Job has in common.
+    pub defaults: JobDefaults,
+    /// Who we are among the clusters.
+    pub cluster: String,
+    /// Cancelled when the process is to end.
+    pub closing: CancellationToken,
+}
+
+impl Dialler {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { log, runner, sightings, holds, submitter, dead, defaults, cluster, closing } = parts;
+        Arc::new(Self {
+            log,
+            runner,
+            sightings,
+            holds,
+            submitter,
+            dead,
+            defaults,
+            cluster,
+            closing,
+            tasks: TaskTracker::new(),
+            starts: Semaphore::new(STARTS_IN_FLIGHT),
+            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
+        })
+    }
+
+    /// Works on a delivery in a task of its own; a message that is held already only has its delivery replaced.
+    pub fn take(self: &Arc<Self>, delivery: Delivery) {
+        if self.holds.hold(&delivery) {
+            let dialler = self.clone();
+            self.tasks.spawn(async move { dialler.live(delivery).await });
+        }
+    }
+
+    async fn live(&self, delivery: Delivery) {
+        let sequence = delivery.sequence;
+        let settlement = match decode(&delivery) {
+            Ok(call) => {
+                let span = tracing::info_span!("call", call_id = %call.id, job = %call.name);
+                let asked = asked(&delivery, &call);
+                Life::new(self, call, asked, delivery).run().instrument(span).await
+            }
+            Err(unfit) => self.refuse(&delivery, unfit).await,
+        };
+        self.holds.settle(sequence, settlement).await;
+    }
+
+    /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
+    async fn refuse(&self, delivery: &Delivery, unfit: Unfit) -> Settlement {
+        let reason = unfit.refusal.to_string();
+        tracing::warn!(sequence = delivery.sequence, reason, "a message is no call, it becomes a dead letter");
+        retry::forever("put a dead letter aside", || self.dead.put(delivery, &reason, now())).await;
+        if let Some(id) = unfit.id {
+            let fingerprint = Fingerprint::of(&delivery.payload);
+            let namespace = &self.defaults.namespace;
+            let event = StatusEvent::rejected(id, fingerprint, namespace, delivery.queued_at(), reason, now());
+            self.append_first(event).await;
+        }
+        Settlement::Done
+    }
+
+    /// Appends the first event of a call; a call that has one already is left alone.
+    async fn append_first(&self, event: StatusEvent) {
+        retry::forever("append to the status log", || async {
+            match self.log.append(event.clone(), 0).await {
+                Ok(_) | Err(AppendError::Stale) => Ok(()),
+                Err(AppendError::Away(away)) => Err(away),
+            }
+        })
+        .await;
+    }
+
+    /// Brings the log up to a Job that nobody here holds: it changed while no operator looked.
+    pub fn reconcile(self: &Arc<Self>, jobs: Vec<ObservedJob>) {
+        for job in jobs {
+            let dialler = self.clone();
+            self.tasks.spawn(async move {
+                let Ok(_permit) = dialler.reconciles.acquire().await else { return };
+                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name);
+                dialler.reconcile_one(&job).instrument(span).await;
+            });
+        }
+    }
+
+    async fn reconcile_one(&self, job: &ObservedJob) {
+        let name = job.id.name();
+        let last = retry::forever("read the status log", || self.log.last(&name)).await;
+        let Some(mut last) = last else {
+            tracing::warn!("the status log knows nothing of this Job, it is left alone");
+            return;
+        };
+        if last.event.attempt == job.attempt && !last.event.is_final {
+            let Ok(facts) = tracker::facts_of(self.runner.as_ref(), job).await else { return };
+            // Whether a failed attempt is redialled is in the request, which only the message's holder has.
+            let may_redial = last.event.attempt < last.event.max_attempts;
+            for change in tracker::difference(&last.event, &facts, |outcome| may_redial && outcome.may_redial()) {
+                if may_redial && change.status() == Status::Failed {
+                    return;
+                }
+                let Ok(event) = last.event.next(change, now()) else { return };
+                let Ok(next) = self.log.append(event, last.sequence).await else { return };
+                last = next;
+            }
+        }
+        if last.event.is_final || last.event.attempt > job.attempt {
+            self.release(job.name.clone());
+        }
+    }
+
+    /// Lets a Job go whose outcome is recorded; in the background, since the call does not wait for it.
+    fn release(&self, job: String) {
+        let runner = self.runner.clone();
+        self.tasks.spawn(async move {
+            retry::forever("let a settled Job go", || runner.release(&job)).await;
+        });
+    }
+}
+
+/// Why a message is no call, and whose it is when that much is known.
+struct Unfit {
+    id: Option<CallId>,
+    refusal: Refusal,
+}
+
+/// Decode → validate → identify.
+fn decode(delivery: &Delivery) -> Result<Call, Unfit> {
+    match validate::parse(&delivery.payload) {
+        Ok(parsed) => match identify(delivery, parsed.id) {
+            Ok(id) => Ok(Call::new(id, parsed.spec)),
+            Err(refusal) => Err(Unfit { id: None, refusal }),
+        },
+        Err(refusal) => {
+            let body_id = match &refusal {
+                Refusal::Invalid { id, .. } => id.clone(),
+                Refusal::Malformed(_) => None,
+            };
+            Err(Unfit { id: body_id.or_else(|| named(delivery).and_then(Result::ok)), refusal })
+        }
+    }
+}
+
+/// The id in the body, else the one in a header, else one made of what the queue knows of the message.
+fn identify(delivery: &Delivery, body_id: Option<CallId>) -> Result<CallId, Refusal> {
+    match body_id.map(Ok).or_else(|| named(delivery)) {
+        Some(named) => named,
+        None => Ok(CallId::of_message(delivery.sequence, delivery.published)),
+    }
+}
+
+/// The id that a header names.
+fn named(delivery: &Delivery) -> Option<Result<CallId, Refusal>> {
+    [HEADER_CALL_ID, "Nats-Msg-Id"].into_iter().find_map(|name| {
+        let text = delivery.header(name)?;
+        Some(CallId::parse(text).map_err(|error| Refusal::Invalid {
+            id: None,
+            errors: vec![FieldError { field: name.to_owned(), message: error.to_string() }],
+        }))
+    })
+}
+
+fn asked(delivery: &Delivery, call: &Call) -> Asked {
+    Asked {
+        attempt: delivery.attempt(),
+        sequence: delivery.sequence,
+        fingerprint: call.fingerprint.clone(),
+        accepted: delivery.header(HEADER_QUEUED_AT).is_some(),
+        not_before: call.spec.not_before,
+        not_after: call.spec.not_after,
+    }
+}
+
+/// The parts of a delivery that outlive its decoding.
+pub(crate) struct Origin {
+    pub(crate) body: Bytes,
+    pub(crate) queued_at: jiff::Timestamp,
+}
+
+impl From<&Delivery> for Origin {
+    fn from(delivery: &Delivery) -> Self {
+        Self { body: delivery.payload.clone(), queued_at: delivery.queued_at() }
+    }
+}
+
+/// What a record in hand is good for: the state, and the sequence to append after.
+pub(crate) fn after(last: Option<&Recorded>) -> u64 {
+    last.map_or(0, |last| last.sequence)
+}

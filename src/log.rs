@@ -1,0 +1,195 @@
+//! The status log: one subject per call, every change a compare-and-set append, the last message the call's state.
+//!
+//! The server lets exactly one of several writers append after a given sequence; the loser reads again and decides again.
+//! So no lock, election or lease is needed, and no state regresses.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        Context,
+        context::{PublishError, PublishErrorKind},
+        message::{PublishMessage, StreamMessage},
+        stream::{DirectGetError, DirectGetErrorKind, Info, Stream},
+    },
+};
+use jiff::Timestamp;
+
+use crate::{
+    call::{CallName, StatusEvent},
+    queue::{Away, Names, submit::describe},
+};
+
+/// An event as the log holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded {
+    /// The event.
+    pub event: StatusEvent,
+    /// Its sequence in the log: what the next append must name.
+    pub sequence: u64,
+}
+
+/// Why an event was not appended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppendError {
+    /// Somebody else appended first: read again, decide again.
+    #[error("the call's state has changed meanwhile")]
+    Stale,
+    /// No answer; the event may be stored all the same.
+    #[error(transparent)]
+    Away(#[from] Away),
+}
+
+/// Reads and appends.
+#[derive(Clone)]
+pub struct StatusLog {
+    jetstream: Context,
+    stream: Stream<()>,
+    subject: String,
+    retention: Duration,
+}
+
+impl StatusLog {
+    /// The log in the stream that `names` names. Events are kept for `retention`, counted from when they are recorded or, for a
+    /// call that is to wait, from when it is due.
+    ///
+    /// # Errors
+    /// [`Away`] when the name is none.
+    pub async fn open(jetstream: Context, names: &Names, retention: Duration) -> Result<Self, Away> {
+        let stream =
+            jetstream.get_stream_no_info(&names.status_stream).await.map_err(|error| Away(error.to_string()))?;
+        Ok(Self { jetstream, stream, subject: names.status.clone(), retention })
+    }
+
+    /// Appends an event after the record with sequence `after` on the call's subject; 0 when it is to be the first.
+    ///
+    /// # Errors
+    /// [`AppendError::Stale`] when that is not the last record any more.
+    pub async fn append(&self, event: StatusEvent, after: u64) -> Result<Recorded, AppendError> {
+        let payload =
+            serde_json::to_vec(&event).map_err(|error| Away(format!("an event could not be written: {error}")))?;
+        let message = PublishMessage::build()
+            .payload(payload.into())
+            .headers(headers(&event))
+            .ttl(self.time_to_live(&event))
+            .expected_last_subject_sequence(after);
+        let ack = self.jetstream.send_publish(self.subject_of(&event.name), message).await.map_err(refusal)?;
+        let sequence = ack.await.map_err(refusal)?.sequence;
+        tell(&event);
+        Ok(Recorded { event, sequence })
+    }
+
+    /// The state of a call; `None` when the log knows nothing of it.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn last(&self, name: &CallName) -> Result<Option<Recorded>, Away> {
+        match self.stream.direct_get_last_for_subject(self.subject_of(name)).await {
+            Ok(message) => read(&message).map(Some),
+            Err(error) => absent(error),
+        }
+    }
+
+    /// The record with that sequence; `None` when it is no more.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn at(&self, sequence: u64) -> Result<Option<Recorded>, Away> {
+        match self.stream.direct_get(sequence).await {
+            Ok(message) => read(&message).map(Some),
+            Err(error) => absent(error),
+        }
+    }
+
+    /// What the server says of the stream.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn info(&self) -> Result<Info, Away> {
+        self.stream.get_info().await.map_err(|error| Away(describe(&error)))
+    }
+
+    /// Forgets a call, so that its id may be used again.
+    ///
+    /// # Errors
+    /// [`Away`].
+    pub async fn forget(&self, name: &CallName) -> Result<(), Away> {
+        let purge = self.stream.purge().filter(self.subject_of(name)).await;
+        purge.map(|_| ()).map_err(|error| Away(describe(&error)))
+    }
+
+    /// The subject under which every call has its own.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    fn subject_of(&self, name: &CallName) -> String {
+        format!("{}.{name}", self.subject)
+    }
+
+    /// Every event of a call expires no sooner than the one before it: otherwise an older one would become its state again.
+    fn time_to_live(&self, event: &StatusEvent) -> Duration {
+        let wait = event.not_before.map_or(0, |moment| moment.as_second() - event.time.as_second());
+        self.retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0))
+    }
+}
+
+/// Decodes a message of the log.
+///
+/// # Errors
+/// [`Away`] when it is none of ours.
+fn read(message: &StreamMessage) -> Result<Recorded, Away> {
+    let event = serde_json::from_slice(&message.payload)
+        .map_err(|error| Away(format!("record {} of the status log cannot be read: {error}", message.sequence)))?;
+    Ok(Recorded { event, sequence: message.sequence })
+}
+
+fn absent(error: DirectGetError) -> Result<Option<Recorded>, Away> {
+    match error.kind() {
+        DirectGetErrorKind::NotFound => Ok(None),
+        DirectGetErrorKind::ErrorResponse(status, _) if status.as_u16() == 404 => Ok(None),
+        _ => Err(Away(describe(&error))),
+    }
+}
+
+fn refusal(error: PublishError) -> AppendError {
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => AppendError::Stale,
+        _ => AppendError::Away(Away(describe(&error))),
+    }
+}
+
+/// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).
+fn headers(event: &StatusEvent) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let source =
+        event.cluster.as_deref().map_or("/sipstuff-operator".to_owned(), |c| format!("/sipstuff-operator/{c}"));
+    headers.insert("ce-specversion", "1.0");
+    headers.insert("ce-id", format!("{}/{}", event.name, event.revision).as_str());
+    headers.insert("ce-source", source.replace(|c: char| c.is_control() || c == ' ', "-").as_str());
+    headers.insert("ce-type", format!("sipstuff.call.{}", event.status).as_str());
+    headers.insert("ce-subject", event.name.as_str());
+    headers.insert("ce-time", event.time.to_string().as_str());
+    headers.insert("content-type", "application/json");
+    headers
+}
+
+/// One line per change of state, with what a person looks for.
+fn tell(event: &StatusEvent) {
+    tracing::info!(
+        call_id = %event.id,
+        job = event.job.as_deref().unwrap_or_else(|| event.name.as_str()),
+        attempt = event.attempt,
+        outcome = event.outcome.map(|outcome| outcome.as_str()),
+        sip_code = event.sip_code,
+        reason = event.reason.as_deref(),
+        "{}",
+        event.status
+    );
+}
+
+/// The present moment; in one place, so that what is compared comes from one clock.
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}

@@ -1,0 +1,180 @@
+//! The three streams and the consumer, created or updated at start. Idempotent: several replicas may do it at once.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Context,
+    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType},
+};
+
+use super::Away;
+
+/// How long the server waits for an acknowledgement or an in-progress sign before it delivers a message again.
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Within this window the server drops a second publish with the same `Nats-Msg-Id`.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// How long dead letters are kept.
+const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Names of subjects, streams and the consumer.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// `CALLS_STREAM`: the queue.
+    pub calls_stream: String,
+    /// `CALLS_SUBJECT`: where requests are published.
+    pub calls: String,
+    /// The stream of the server's timers.
+    pub schedule_stream: String,
+    /// Prefix of the timers' subjects; never covered by a consumer.
+    pub schedule: String,
+    /// Where timers fire into; from there a request goes back into the queue.
+    pub due: String,
+    /// `STATUS_STREAM`: the status log.
+    pub status_stream: String,
+    /// `STATUS_SUBJECT`: where every change of every call is republished; one call's is this, a dot and its name.
+    pub status: String,
+    /// `DEAD_STREAM`.
+    pub dead_stream: String,
+    /// `DEAD_SUBJECT`.
+    pub dead: String,
+    /// The durable consumer of the queue.
+    pub consumer: String,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            calls_stream: "SIP_CALLS".to_owned(),
+            calls: "sip.calls".to_owned(),
+            schedule_stream: "SIP_SCHEDULE".to_owned(),
+            schedule: "sip.schedule".to_owned(),
+            due: "sip.due".to_owned(),
+            status_stream: "SIP_STATUS".to_owned(),
+            status: "sip.status".to_owned(),
+            dead_stream: "SIP_DEAD".to_owned(),
+            dead: "sip.dead".to_owned(),
+            consumer: "dialler".to_owned(),
+        }
+    }
+}
+
+/// What the streams are made with.
+#[derive(Debug, Clone)]
+pub struct StreamSettings {
+    /// How they are called.
+    pub names: Names,
+    /// `NATS_REPLICAS`: copies of each stream, 1 to 5.
+    pub replicas: usize,
+    /// `QUEUE_MAX_MESSAGES`: the queue refuses more; -1 for no limit.
+    pub queue_max_messages: i64,
+    /// `QUEUE_MAX_BYTES`: the queue refuses more; -1 for no limit.
+    pub queue_max_bytes: i64,
+    /// `MAX_ACTIVE_CALLS`: calls in progress over all replicas.
+    pub max_active_calls: i64,
+}
+
+/// Makes sure that streams and consumer exist as they should.
+///
+/// # Errors
+/// [`Away`] with the server's words.
+pub async fn ensure(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, Away> {
+    for config in [calls(settings), schedule(settings), status(settings), dead(settings)] {
+        let name = config.name.clone();
+        jetstream
+            .create_or_update_stream(config)
+            .await
+            .map_err(|error| Away(format!("stream {name} could not be created or updated: {error}")))?;
+    }
+    consumer(jetstream, settings).await
+}
+
+async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, Away> {
+    let names = &settings.names;
+    let config = pull::Config {
+        durable_name: Some(names.consumer.clone()),
+        description: Some("one unacknowledged message is one call in progress".to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        filter_subject: names.calls.clone(),
+        max_ack_pending: settings.max_active_calls,
+        max_waiting: 512,
+        ..Default::default()
+    };
+    jetstream
+        .create_consumer_on_stream(config, names.calls_stream.clone())
+        .await
+        .map_err(|error| Away(format!("consumer {} could not be created or updated: {error}", names.consumer)))
+}
+
+fn calls(settings: &StreamSettings) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.calls_stream.clone(),
+        description: Some("call requests; a message stays until its call has ended".to_owned()),
+        subjects: vec![names.calls.clone()],
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::New,
+        max_messages: settings.queue_max_messages,
+        max_bytes: settings.queue_max_bytes,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..base(settings)
+    }
+}
+
+/// A stream of its own: a timer can only fire into its own stream, and from nats-server 2.15 on a stream with timers may not
+/// refuse new messages when it is full, as the queue must (error 10052).
+fn schedule(settings: &StreamSettings) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.schedule_stream.clone(),
+        description: Some("requests that wait for their moment; the server fires them".to_owned()),
+        subjects: vec![format!("{}.>", names.schedule), names.due.clone()],
+        retention: RetentionPolicy::WorkQueue,
+        allow_message_schedules: true,
+        ..base(settings)
+    }
+}
+
+fn status(settings: &StreamSettings) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.status_stream.clone(),
+        description: Some("the status log: one subject per call, its last message is the call's state".to_owned()),
+        subjects: vec![format!("{}.*", names.status)],
+        retention: RetentionPolicy::Limits,
+        republish: Some(Republish {
+            source: format!("{}.*", names.status),
+            destination: names.status.clone(),
+            headers_only: false,
+        }),
+        ..base(settings)
+    }
+}
+
+fn dead(settings: &StreamSettings) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.dead_stream.clone(),
+        description: Some("messages that could not become calls, with the reason".to_owned()),
+        subjects: vec![names.dead.clone()],
+        retention: RetentionPolicy::Limits,
+        max_age: DEAD_RETENTION,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..base(settings)
+    }
+}
+
+fn base(settings: &StreamSettings) -> Config {
+    Config {
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        allow_direct: true,
+        allow_message_ttl: true,
+        max_messages: -1,
+        max_bytes: -1,
+        ..Default::default()
+    }
+}
