@@ -1,0 +1,76 @@
+//! One function per route: read, ask the desk, answer.
+
+use bytes::{Buf, Bytes};
+use futures::Stream;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::json;
+use warp::reply::Response;
+
+use super::problem::{Kind, Problem};
+use super::view::{self, Accepted, Job, Ready};
+use super::{HttpSettings, guard, intake, query};
+use crate::call::validate;
+use crate::desk::Desk;
+
+/// `POST /call`.
+pub(super) async fn submit<S, B>(
+    desk: &Desk,
+    settings: &HttpSettings,
+    headers: &HeaderMap,
+    body: S,
+) -> Result<Response, Problem>
+where
+    S: Stream<Item = Result<B, warp::Error>>,
+    B: Buf,
+{
+    guard::same_origin(headers)?;
+    intake::json_type(headers)?;
+    let body = intake::body(settings, headers, body).await?;
+    let parsed = validate::parse(&body)?;
+    let key = if parsed.id.is_none() { intake::idempotency_key(headers)? } else { None };
+    let accepted = desk.submit(parsed, body, key).await?;
+    let mut response = view::json(StatusCode::ACCEPTED, &Accepted::from(&accepted));
+    let location = format!("/jobs/{}", accepted.event.name);
+    let location = HeaderValue::try_from(location).expect("a call's name is a DNS label");
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
+}
+
+/// `GET /jobs`.
+pub(super) async fn list(desk: &Desk, raw_query: &str) -> Result<Response, Problem> {
+    let query = query::page(raw_query)?;
+    let page = desk.page(&query).await?;
+    let jobs: Vec<_> = page.calls.iter().map(Job::from).collect();
+    let mut response = view::json(StatusCode::OK, &jobs);
+    if let Some(cursor) = page.next {
+        let link = HeaderValue::try_from(query::next_link(&query, &cursor)).expect("percent-encoded text is ASCII");
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}
+
+/// `GET /jobs/{name}`; `tail` is the path behind `/jobs/` as it was sent.
+pub(super) async fn show(desk: &Desk, tail: &str) -> Result<Response, Problem> {
+    let name_or_id = query::name_or_id(tail)?;
+    match desk.find(&name_or_id).await? {
+        Some(event) => Ok(view::json(StatusCode::OK, &Job::from(&event))),
+        None => Err(Problem::new(Kind::NoSuchCall, format!("no call has the name or id `{name_or_id}`"))),
+    }
+}
+
+/// `GET /health`, as the seed answers it: the process serves.
+pub(super) fn health() -> Response {
+    view::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `GET /readyz`: what is ready and what is not, by name.
+pub(super) fn ready(desk: &Desk) -> Response {
+    let ready = Ready::of(desk.readiness());
+    let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    view::json(status, &ready)
+}
+
+/// `GET /openapi.json`, serialized once at start.
+pub(super) fn openapi(document: Bytes) -> Response {
+    view::raw_json(StatusCode::OK, document)
+}

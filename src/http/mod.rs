@@ -1,0 +1,50 @@
+//! The HTTP API (warp): a thin skin over [`Desk`](crate::desk::Desk). It reads a request, asks the desk, and words the
+//! answer; it knows nothing of NATS or Kubernetes.
+//!
+//! `server` (sockets, limits) → `routes` (which method on which path) → `handlers` (one step per line) → `intake`,
+//! `guard`, `query` (what a request must be) → the desk → `view`, `problem` (what an answer looks like).
+
+mod guard;
+mod handlers;
+mod intake;
+mod problem;
+mod query;
+mod routes;
+mod server;
+mod view;
+
+use std::time::Duration;
+
+pub use server::serve;
+pub use view::{Accepted, Job, Ready};
+
+/// What the HTTP side can be told. The defaults are those of the operator.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Largest request body, in bytes; a larger one is answered 413. Default 512 KiB.
+    pub max_body_bytes: usize,
+    /// How long the whole body may take to arrive; then 408. Default 10 s.
+    pub body_timeout: Duration,
+    /// How long the head of a request may take to arrive, and how long a connection may idle between requests; then it is
+    /// closed. Default 10 s.
+    pub header_timeout: Duration,
+    /// Connections served at a time; further ones wait in the listener's backlog. Default 1024.
+    pub max_connections: usize,
+    /// How long requests in flight may go on after the shutdown was asked for. Default 5 s.
+    pub drain_timeout: Duration,
+    /// What `GET /openapi.json` answers.
+    pub openapi: serde_json::Value,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 512 * 1024,
+            body_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            max_connections: 1024,
+            drain_timeout: Duration::from_secs(5),
+            openapi: serde_json::Value::Null,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The query of `GET /jobs`, its `Link` to the next page, and the call that a path names.
+
+use std::borrow::Cow;
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::problem::{Kind, Problem};
+use crate::call::{FieldError, Status};
+use crate::desk::PageQuery;
+
+/// Calls on a page when the query does not say.
+const DEFAULT_LIMIT: usize = 100;
+/// Most calls on a page.
+const MAX_LIMIT: usize = 1000;
+
+/// Reads the query of `GET /jobs`: `limit` (1 to 1000, default 100), `cursor`, `status`, `batch`, each at most once.
+///
+/// # Errors
+/// 422 with everything that is wrong with it, 400 when it is not UTF-8.
+pub(super) fn page(raw: &str) -> Result<PageQuery, Problem> {
+    let mut query = PageQuery { limit: DEFAULT_LIMIT, ..PageQuery::default() };
+    let (mut seen, mut errors) = (Vec::new(), Vec::new());
+    for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (form_decoded(name)?, form_decoded(value)?);
+        let outcome = if seen.contains(&name) { Err("given twice".to_owned()) } else { set(&mut query, &name, value) };
+        if let Err(message) = outcome {
+            errors.push(FieldError { field: name.clone(), message });
+        }
+        seen.push(name);
+    }
+    if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
+}
+
+fn set(query: &mut PageQuery, name: &str, value: String) -> Result<(), String> {
+    match name {
+        "limit" => query.limit = limit(&value)?,
+        "cursor" => query.cursor = Some(value),
+        "status" => query.status = Some(value.parse::<Status>()?),
+        "batch" => query.batch = Some(value),
+        _ => return Err("is no parameter of this path; accepted: limit, cursor, status, batch".to_owned()),
+    }
+    Ok(())
+}
+
+fn limit(value: &str) -> Result<usize, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+        .ok_or_else(|| format!("`{value}` is no page size; accepted: 1 to {MAX_LIMIT}"))
+}
+
+/// As forms encode: percent and `+` for a space (WHATWG URL).
+fn form_decoded(text: &str) -> Result<String, Problem> {
+    decoded(&text.replace('+', " ")).map(Cow::into_owned)
+}
+
+fn decoded(text: &str) -> Result<Cow<'_, str>, Problem> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| Problem::new(Kind::BadRequest, "the percent-encoded text in the path or query is not UTF-8"))
+}
+
+/// The name or id that the rest of a path means. An id may contain anything, percent-encoded; a `/` may also stand for itself,
+/// because some proxies decode `%2F` on the way.
+///
+/// # Errors
+/// 400 when it is not UTF-8.
+pub(super) fn name_or_id(tail: &str) -> Result<Cow<'_, str>, Problem> {
+    decoded(tail)
+}
+
+/// The `Link` header (RFC 8288) to the page after this one: the same query, another cursor. A relative reference, since only
+/// the client knows under which host and prefix it sees us.
+pub(super) fn next_link(query: &PageQuery, cursor: &str) -> String {
+    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let mut link = format!("</jobs?limit={}&cursor={}", query.limit, encoded(cursor));
+    if let Some(status) = query.status {
+        link.push_str(&format!("&status={status}"));
+    }
+    if let Some(batch) = &query.batch {
+        link.push_str(&format!("&batch={}", encoded(batch)));
+    }
+    link + ">; rel=\"next\""
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_query_means_the_first_hundred_of_all() {
+        let query = page("").unwrap();
+        assert_eq!((query.limit, query.status, query.batch, query.cursor), (100, None, None, None));
+    }
+
+    #[test]
+    fn every_parameter_is_read_and_decoded() {
+        let query = page("limit=1000&status=failed&batch=a+b%2Fc&cursor=x%3D&").unwrap();
+        assert_eq!((query.limit, query.status), (1000, Some(Status::Failed)));
+        assert_eq!((query.batch.unwrap(), query.cursor.unwrap()), ("a b/c".to_owned(), "x=".to_owned()));
+    }
+
+    #[test]
+    fn everything_wrong_is_named_at_once_with_what_is_accepted() {
+        let problem = page("limit=0&status=done&page=2&batch=a&batch=b").unwrap_err();
+        assert_eq!(problem.kind(), Kind::InvalidRequest);
+        let fields: Vec<_> = problem.errors().iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["limit", "status", "page", "batch"]);
+        let messages: Vec<_> = problem.errors().iter().map(|error| error.message.as_str()).collect();
+        assert!(messages[0].contains("1 to 1000") && messages[1].contains("succeeded"), "{messages:?}");
+        assert!(messages[2].contains("limit, cursor, status, batch") && messages[3].contains("twice"), "{messages:?}");
+    }
+
+    #[test]
+    fn a_limit_is_a_whole_number_from_1_to_1000() {
+        for bad in ["", "0", "1001", "-1", "1.5", "ten", "99999999999999999999999"] {
+            assert!(page(&format!("limit={bad}")).is_err(), "{bad}");
+        }
+        assert_eq!(page("limit=1").unwrap().limit, 1);
+    }
+
+    #[test]
+    fn the_link_leads_to_a_query_that_reads_back_as_the_same_with_the_new_cursor() {
+        let first = page("limit=7&status=queued&batch=k%26r%22%3E").unwrap();
+        let link = next_link(&first, "a=b&c>");
+        let query = link.strip_prefix("</jobs?").unwrap().strip_suffix(">; rel=\"next\"").unwrap();
+        let second = page(query).unwrap();
+        assert_eq!(second.cursor.as_deref(), Some("a=b&c>"));
+        assert_eq!((second.limit, second.status, second.batch), (first.limit, first.status, first.batch));
+    }
+
+    #[test]
+    fn a_path_is_decoded_once_and_must_be_utf_8() {
+        assert_eq!(name_or_id("sipcall-a-bcdefghijk").unwrap(), "sipcall-a-bcdefghijk");
+        assert_eq!(name_or_id("order%2F4%202%C3%A4+%252F").unwrap(), "order/4 2ä+%2F");
+        assert_eq!(name_or_id("a/b").unwrap(), "a/b");
+        assert_eq!(name_or_id("%FF").unwrap_err().kind(), Kind::BadRequest);
+        assert_eq!(page("batch=%FF").unwrap_err().kind(), Kind::BadRequest);
+    }
+}

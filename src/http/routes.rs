@@ -1,0 +1,254 @@
+//! Which method on which path leads to which handler. A path that matches always answers, if only with 405, so that no
+//! request falls through to another route and warp rejects nothing but unknown paths.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use warp::path::Tail;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+
+use super::problem::Problem;
+use super::{HttpSettings, handlers};
+use crate::desk::Desk;
+
+const READ: &str = "GET, HEAD, OPTIONS";
+const SUBMIT: &str = "POST, OPTIONS";
+
+/// The whole API; it rejects nothing.
+///
+/// Not boxed: warp's boxes can reject. Every request clones it, so what is in it is behind [`Arc`]s.
+pub(super) fn api(
+    desk: Desk,
+    settings: Arc<HttpSettings>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let desk = Arc::new(desk);
+    let plain = plain(&settings.openapi);
+    let routes = call(desk.clone(), settings).or(jobs(desk.clone())).unify().or(job(desk.clone())).unify();
+    closed(routes.or(ready(desk)).unify().or(plain).unify())
+}
+
+/// What needs no desk.
+fn plain(
+    openapi: &serde_json::Value,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
+    let openapi = Bytes::from(openapi.to_string());
+    let openapi = read(warp::path!("openapi.json"), move || handlers::openapi(openapi.clone()));
+    let health = read(warp::path!("health"), handlers::health);
+    let livez = read(warp::path!("livez"), handlers::health);
+    health.or(livez).unify().or(openapi).unify()
+}
+
+/// `POST /call`.
+fn call(
+    desk: Arc<Desk>,
+    settings: Arc<HttpSettings>,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let submit = warp::post()
+        .and(with(desk))
+        .and(with(settings))
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|desk: Arc<Desk>, settings: Arc<HttpSettings>, headers: HeaderMap, body| async move {
+            answer(handlers::submit(&desk, &settings, &headers, body).await)
+        });
+    warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
+}
+
+/// `GET /jobs`.
+fn jobs(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let list = get_or_head()
+        .and(with(desk))
+        .and(raw_query)
+        .then(|desk: Arc<Desk>, query: String| async move { answer(handlers::list(&desk, &query).await) });
+    warp::path!("jobs").and(list.or(other_methods(READ)).unify())
+}
+
+/// `GET /jobs/{name}`.
+fn job(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let show = get_or_head()
+        .and(with(desk))
+        .and(warp::path::tail())
+        .then(|desk: Arc<Desk>, tail: Tail| async move { answer(handlers::show(&desk, tail.as_str()).await) });
+    warp::path("jobs").and(show.or(other_methods(READ)).unify())
+}
+
+/// `GET /readyz`.
+fn ready(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    read(warp::path!("readyz"), move || handlers::ready(&desk))
+}
+
+/// A path that is only read, and has its answer at hand.
+fn read<P, F>(path: P, answer: F) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync
+where
+    P: Filter<Extract = (), Error = Rejection> + Clone + Send + Sync,
+    F: Fn() -> Response + Clone + Send + Sync,
+{
+    path.and(get_or_head().map(answer).or(other_methods(READ)).unify())
+}
+
+/// HEAD is GET without the body, which hyper leaves away (RFC 9110 section 9.3.2).
+fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy + Send + Sync {
+    warp::get().or(warp::head()).unify()
+}
+
+/// What a path answers to every method that it has no other answer to.
+fn other_methods(allow: &'static str) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy + Send + Sync {
+    warp::method().map(move |method| {
+        if method != Method::OPTIONS {
+            return Problem::method_not_allowed(allow).into_response();
+        }
+        let mut response = Response::default();
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        response
+    })
+}
+
+/// Turns every rejection into a problem document.
+fn closed<F>(routes: F) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync
+where
+    F: Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync,
+{
+    routes
+        .recover(|rejection: Rejection| async move { Ok::<_, Infallible>(Problem::from(&rejection).into_response()) })
+        .unify()
+}
+
+fn with<T: Clone + Send + Sync>(value: T) -> impl Filter<Extract = (T,), Error = Infallible> + Clone + Send + Sync {
+    warp::any().map(move || value.clone())
+}
+
+fn answer(result: Result<Response, Problem>) -> Response {
+    result.unwrap_or_else(Problem::into_response)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn routes() -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+        let settings = HttpSettings { openapi: json!({"openapi": "3.1.0"}), ..HttpSettings::default() };
+        // A desk that NATS has not answered yet: what gets as far as to ask it is 503.
+        api(Desk::default(), Arc::new(settings))
+    }
+
+    async fn ask(method: &str, path: &str) -> (http::response::Parts, Bytes) {
+        warp::test::request().method(method).path(path).reply(&routes()).await.into_parts()
+    }
+
+    fn status_of(body: &[u8]) -> Value {
+        serde_json::from_slice::<Value>(body).unwrap()["status"].clone()
+    }
+
+    #[tokio::test]
+    async fn health_is_the_seeds_and_livez_the_same() {
+        for path in ["/health", "/health/", "/livez", "/health?t=1"] {
+            let (parts, body) = ask("GET", path).await;
+            assert_eq!(parts.status, 200, "{path}");
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_openapi_document_is_the_one_of_the_settings() {
+        let (parts, body) = ask("GET", "/openapi.json").await;
+        assert_eq!((parts.status.as_u16(), &body[..]), (200, &br#"{"openapi":"3.1.0"}"#[..]));
+    }
+
+    #[tokio::test]
+    async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
+        let table = [
+            ("/call", SUBMIT, "GET HEAD PUT DELETE PATCH TRACE BREW"),
+            ("/jobs", READ, "POST PUT DELETE"),
+            ("/jobs/a%2Fb", READ, "POST PUT PATCH"),
+            ("/health", READ, "POST DELETE CONNECT"),
+            ("/readyz", READ, "POST"),
+        ];
+        for (path, allow, methods) in table {
+            for method in methods.split(' ') {
+                let (parts, body) = ask(method, path).await;
+                assert_eq!((parts.status.as_u16(), &parts.headers["allow"]), (405, &allow.parse().unwrap()), "{path}");
+                assert_eq!(status_of(&body), 405, "{method} {path}");
+            }
+            let (parts, body) = ask("OPTIONS", path).await;
+            assert_eq!((parts.status.as_u16(), &parts.headers["allow"]), (204, &allow.parse().unwrap()), "{path}");
+            assert!(body.is_empty());
+        }
+        assert_eq!(ask("HEAD", "/health").await.0.status, 200);
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_not_there_is_a_problem_document() {
+        for path in ["/", "/nothing", "/health/more", "/call/more", "/%FF", "//health", "/Jobs"] {
+            let (parts, body) = ask("GET", path).await;
+            assert_eq!(parts.status, 404, "{path}");
+            assert_eq!(parts.headers["content-type"], "application/problem+json");
+            assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["type"], "urn:sipstuff:problem:no-such-route");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_request_is_told_even_while_nats_is_away() {
+        let good = r#"{"dest": "+49301234567", "text": "Hello"}"#;
+        let table = [
+            ("{", "application/json", 400, "malformed-json"),
+            ("", "application/json", 400, "malformed-json"),
+            (r#"{"dest": ""}"#, "application/json", 422, "invalid-request"),
+            (good, "text/xml", 415, "unsupported-media-type"),
+            (good, "application/json", 503, "queue-away"),
+        ];
+        for (sent, media_type, status, kind) in table {
+            let request = warp::test::request().method("POST").path("/call").header("content-type", media_type);
+            let (parts, body) = request.body(sent).reply(&routes()).await.into_parts();
+            assert_eq!(parts.status, status, "{sent}");
+            assert_eq!(parts.headers["content-type"], "application/problem+json");
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["type"], format!("urn:sipstuff:problem:{kind}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idempotency_key_is_judged_only_when_the_body_has_no_id() {
+        for (sent, status) in
+            [(r#"{"id": "a", "dest": "1", "text": "x"}"#, 503), (r#"{"dest": "1", "text": "x"}"#, 422)]
+        {
+            let request = warp::test::request().method("POST").path("/call").header("idempotency-key", "");
+            assert_eq!(request.body(sent).reply(&routes()).await.status(), status, "{sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_of_another_site_cannot_place_a_call() {
+        let request = warp::test::request().method("POST").path("/call").header("sec-fetch-site", "cross-site");
+        assert_eq!(request.body(r#"{"dest": "1", "text": "x"}"#).reply(&routes()).await.status(), 403);
+    }
+
+    #[tokio::test]
+    async fn reads_say_what_is_wrong_or_that_nats_is_away() {
+        let table =
+            [("/jobs?page=2", 422), ("/jobs?limit=0", 422), ("/jobs/%FF", 400), ("/jobs", 503), ("/jobs/a%2Fb", 503)];
+        for (path, status) in table {
+            let (parts, body) = ask("GET", path).await;
+            assert_eq!((parts.status.as_u16(), status_of(&body)), (status, json!(status)), "{path}");
+            assert_eq!(parts.headers.contains_key("retry-after"), status == 503, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn readiness_names_each_check() {
+        let (parts, body) = ask("GET", "/readyz").await;
+        assert_eq!(parts.status, 503);
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["ready"], false);
+        let names: Vec<_> = body["checks"].as_array().unwrap().iter().map(|check| check["name"].clone()).collect();
+        assert_eq!(names, ["nats", "runner", "view"]);
+    }
+}
