@@ -1,0 +1,100 @@
+//! `conntest`: asks everything that the operator needs whether it answers.
+
+use std::{fmt, process::ExitCode};
+
+use anyhow::Result;
+
+use super::place;
+use crate::{config::Settings, job::JobDefaults, queue::connect, runner::Runner};
+
+/// What one of the things that the operator needs says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What was asked, such as `nats` or `kubernetes`.
+    pub name: String,
+    /// Where: a server's address, and the context that it comes from. Never a password.
+    pub address: String,
+    /// Server and version, or in its own words why it cannot be used.
+    pub result: Result<String, String>,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, address, result } = self;
+        match result {
+            Ok(server) => write!(f, "ok      {name}: {server} at {address}"),
+            Err(problem) => write!(f, "FAILED  {name} at {address}: {problem}"),
+        }
+    }
+}
+
+/// Asks NATS and the runner, prints what each says, and answers 0 when both work, else 1.
+///
+/// # Errors
+/// The settings themselves are wrong.
+pub async fn run(settings: &Settings) -> Result<ExitCode> {
+    let defaults = settings.job.defaults()?;
+    let answers = [ask_nats(settings).await, ask_place(settings, &defaults).await?];
+    for answer in &answers {
+        println!("{answer}");
+    }
+    Ok(ExitCode::from(exit_code(&answers)))
+}
+
+async fn ask_nats(settings: &Settings) -> Answer {
+    let nats = settings.nats.settings();
+    let result = match connect::connect(&nats).await {
+        Ok(client) => match connect::jetstream(client.clone()).query_account().await {
+            Ok(account) => {
+                Ok(format!("nats-server {}, JetStream with {} streams", client.server_info().version, account.streams))
+            }
+            Err(error) => Err(format!("no JetStream: {error}")),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    Answer { name: "nats".to_owned(), address: nats.address(), result }
+}
+
+async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
+    Ok(match place::open_once(settings, defaults).await? {
+        Ok(runner) => ask_runner(runner.as_ref()).await,
+        Err(error) => Answer {
+            name: "runner".to_owned(),
+            address: format!("namespace {}", defaults.namespace),
+            result: Err(error.to_string()),
+        },
+    })
+}
+
+/// Asks a runner.
+pub async fn ask_runner(runner: &dyn Runner) -> Answer {
+    let place = runner.place();
+    Answer {
+        name: place.kind.to_owned(),
+        address: format!("{} (namespace {})", place.address, place.namespace),
+        result: runner.check().await.map_err(|error| error.to_string()),
+    }
+}
+
+/// The exit code: 0 when everything answered, else 1.
+pub fn exit_code(answers: &[Answer]) -> u8 {
+    u8::from(answers.iter().any(|answer| answer.result.is_err()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(result: Result<&str, &str>) -> Answer {
+        let result = result.map(str::to_owned).map_err(str::to_owned);
+        Answer { name: "kubernetes".to_owned(), address: "https://10.0.0.1 (context prod)".to_owned(), result }
+    }
+
+    #[test]
+    fn an_answer_names_what_where_and_which_version() {
+        let (good, bad) = (answer(Ok("v1.37.2")), answer(Err("connection refused")));
+        assert_eq!(good.to_string(), "ok      kubernetes: v1.37.2 at https://10.0.0.1 (context prod)");
+        assert_eq!(bad.to_string(), "FAILED  kubernetes at https://10.0.0.1 (context prod): connection refused");
+        assert_eq!((exit_code(&[good.clone(), good.clone()]), exit_code(&[good, bad])), (0, 1));
+    }
+}

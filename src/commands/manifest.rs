@@ -1,0 +1,91 @@
+//! A request of the command line as a Job, and as a manifest that `kubectl apply -f -` takes: what `dumpjob` and `startjob`
+//! share.
+
+use std::borrow::Cow;
+
+use anyhow::Context;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Secret;
+use serde::Serialize;
+use serde_json::json;
+
+use super::request_flags::RequestFlags;
+use crate::call::validate::Parsed;
+use crate::call::{Call, CallId, CallSpec};
+use crate::job::build::{build_unattended, secret};
+use crate::job::{JobDefaults, JobOrder};
+
+/// What names the Job of one call: its request and its image. The directories and ids are the operator's own settings.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct JobFlags {
+    /// Container image of the Job, in place of JOB_IMAGE
+    #[arg(value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// The request.
+    #[command(flatten)]
+    pub request: RequestFlags,
+}
+
+impl JobFlags {
+    /// The Job of a request, which Kubernetes removes by itself after its end: nobody settles it.
+    pub fn order(&self, parsed: Parsed, defaults: &JobDefaults) -> JobOrder {
+        let call = Call::new(parsed.id.unwrap_or_else(CallId::fresh), parsed.spec);
+        build_unattended(&call, 1, &self.with_image(defaults))
+    }
+
+    fn with_image<'a>(&self, defaults: &'a JobDefaults) -> Cow<'a, JobDefaults> {
+        match &self.image {
+            Some(image) => Cow::Owned(JobDefaults { image: image.clone(), ..defaults.clone() }),
+            None => Cow::Borrowed(defaults),
+        }
+    }
+}
+
+/// The fields of a request that only the operator heeds: a Job by itself starts at once, is tried once and reports to nobody.
+pub fn unheeded(spec: &CallSpec) -> Vec<&'static str> {
+    [
+        ("not_before", spec.not_before.is_some()),
+        ("not_after", spec.not_after.is_some()),
+        ("max_attempts", spec.max_attempts.is_some()),
+        ("retry_delay", spec.retry_delay.is_some()),
+        ("redial_on", spec.redial_on.is_some()),
+        ("metadata", !spec.metadata.is_empty()),
+    ]
+    .into_iter()
+    .filter_map(|(field, given)| given.then_some(field))
+    .collect()
+}
+
+/// The Job as YAML; with passwords two documents, the first of them the Secret that the Job reads.
+///
+/// # Errors
+/// None is known: Kubernetes objects can be written as YAML.
+pub fn to_yaml(order: &JobOrder) -> anyhow::Result<String> {
+    let documents = match secret(order) {
+        Some(secret) => vec![document(&secret)?, document(&order.job)?],
+        None => vec![document(&order.job)?],
+    };
+    Ok(documents.join("---\n"))
+}
+
+fn document(object: &impl Serialize) -> anyhow::Result<String> {
+    // One line per string: a folded block would have a reader guess which line breaks are the text's own.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(object, options).context("the manifest cannot be written as YAML")
+}
+
+/// The Job as JSON; with passwords a `List` of the Secret and the Job.
+///
+/// # Errors
+/// None is known: Kubernetes objects can be written as JSON.
+pub fn to_json(order: &JobOrder) -> anyhow::Result<String> {
+    let text = match secret(order) {
+        Some(secret) => serde_json::to_string_pretty(&list(&secret, &order.job)),
+        None => serde_json::to_string_pretty(&order.job),
+    };
+    Ok(text.context("the manifest cannot be written as JSON")? + "\n")
+}
+
+fn list(secret: &Secret, job: &Job) -> serde_json::Value {
+    json!({"apiVersion": "v1", "kind": "List", "items": [secret, job]})
+}

@@ -1,0 +1,76 @@
+//! One file per subcommand, and the dispatch to them.
+
+pub mod banner;
+pub mod conntest;
+pub mod dumpjob;
+pub mod manifest;
+pub mod place;
+pub mod request_flags;
+pub mod run_attempt;
+pub mod schema;
+pub mod serve;
+pub mod simulate_call;
+pub mod startjob;
+
+use std::{ffi::OsString, io, process::ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cli::{self, Cli, Command, Effective},
+    telemetry,
+};
+
+/// What the supervisor of a local attempt is started with. Not a command for people, and without any setting or runtime: there
+/// is one such process for every call in progress.
+const RUN_ATTEMPT: &str = "run-attempt";
+
+/// Does what the command line says; the exit code is 0, 1 for a failure, or 2 for a mistake in the command line.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    match arguments.get(1).and_then(|word| word.to_str()) {
+        Some(RUN_ATTEMPT) => run_attempt::run(arguments.get(2).map(Into::into).unwrap_or_default()),
+        Some("simulate-call") => simulate_call::run(arguments[2..].to_vec()),
+        _ => match cli::parse(arguments) {
+            Ok((cli, effective)) => dispatch(cli, &effective),
+            Err(code) => code,
+        },
+    }
+}
+
+fn dispatch(cli: Cli, effective: &[Effective]) -> ExitCode {
+    match run(cli, effective) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let is_mistake = error.is::<request_flags::RequestError>() || error.is::<crate::config::BadSetting>();
+            ExitCode::from(if is_mistake { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
+    let Cli { settings, command } = cli;
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
+    telemetry::start(&settings.log);
+    match command.unwrap_or(Command::Serve) {
+        Command::Serve => runtime()?.block_on(serve::run(settings, effective))?,
+        Command::Conntest => return runtime()?.block_on(conntest::run(&settings)),
+        Command::Dumpjob(command) => {
+            dumpjob::run(&command, &settings.job.defaults()?, &mut io::stdout().lock(), &mut io::stderr().lock())?;
+        }
+        Command::Startjob(command) => runtime()?.block_on(async {
+            let defaults = settings.job.defaults()?;
+            let runner = place::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
+            startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
+        })?,
+        Command::Schema { out_dir } => schema::run(out_dir.as_deref())?,
+        Command::Settings => println!("{}", cli::settings_table()),
+        Command::SimulateCall { .. } => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime could not be started")
+}

@@ -1,0 +1,136 @@
+//! `startjob`: places the call of a request at once, without queue and without operator.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use super::manifest::{JobFlags, unheeded};
+use crate::job::JobDefaults;
+use crate::runner::Runner;
+
+/// Creates the Job of a request at once, without the queue
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Startjob {
+    /// The Job.
+    #[command(flatten)]
+    pub job: JobFlags,
+}
+
+/// Starts the Job, and writes its name and namespace to `out`. With the same `--id` and request a second time is harmless.
+///
+/// # Errors
+/// [`super::request_flags::RequestError`] when the request is invalid, and [`crate::runner::StartError`] when the Job was
+/// not started. Without any request nothing is started either: there is no sample that should ring somewhere.
+pub async fn run(
+    command: &Startjob,
+    defaults: &JobDefaults,
+    runner: &dyn Runner,
+    out: &mut (impl Write + Send),
+    notes: &mut (impl Write + Send),
+) -> anyhow::Result<()> {
+    let request = command.job.request.read()?.context("no request; give --dest and --text or --wav, or --data")?;
+    let unheeded = unheeded(&request.parsed.spec);
+    let order = command.job.order(request.parsed, defaults);
+    if !unheeded.is_empty() {
+        writeln!(notes, "Only the operator heeds {}: the Job starts without it.", unheeded.join(", "))?;
+    }
+    runner.start(&order).await.with_context(|| format!("Job {} was not started", order.name()))?;
+    writeln!(out, "Job {} started in namespace {}", order.name(), runner.place().namespace)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use clap::Parser;
+    use futures::stream::BoxStream;
+
+    use super::*;
+    use crate::job::samples::defaults;
+    use crate::job::{Ending, JobOrder, ObservedJob};
+    use crate::runner::{Observation, Place, RunnerError, StartError};
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        startjob: Startjob,
+    }
+
+    /// A place that only notes what it is told to start.
+    struct Notebook {
+        place: Place,
+        started: Mutex<Vec<JobOrder>>,
+    }
+
+    #[async_trait]
+    impl Runner for Notebook {
+        fn place(&self) -> &Place {
+            &self.place
+        }
+
+        async fn start(&self, order: &JobOrder) -> Result<(), StartError> {
+            self.started.lock().unwrap().push(order.clone());
+            Ok(())
+        }
+
+        async fn check(&self) -> Result<String, RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
+        async fn find(&self, _: &str) -> Result<Option<ObservedJob>, RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
+        async fn ending(&self, _: &str) -> Result<Ending, RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
+        async fn release(&self, _: &str) -> Result<(), RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
+        async fn stop(&self, _: &str) -> Result<(), RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
+        fn observe(&self) -> BoxStream<'static, Observation> {
+            unreachable!("startjob only starts")
+        }
+    }
+
+    async fn start(args: &[&str]) -> (anyhow::Result<String>, Vec<JobOrder>) {
+        let place = Place {
+            kind: "notebook",
+            cluster: "here".to_owned(),
+            namespace: "sipstuff".to_owned(),
+            address: "paper".to_owned(),
+        };
+        let runner = Notebook { place, started: Mutex::default() };
+        let cli = Cli::try_parse_from([&["startjob"], args].concat()).unwrap();
+        let (mut out, mut notes) = (Vec::new(), Vec::new());
+        let result = run(&cli.startjob, &defaults(), &runner, &mut out, &mut notes).await;
+        (result.map(|()| String::from_utf8(out).unwrap()), runner.started.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_request_starts_one_job_that_removes_itself() {
+        let (said, started) =
+            start(&["--id", "a", "--dest", "1", "--text", "x", "--sip-password", "p", "my/image:1"]).await;
+        let [order] = &started[..] else { panic!("{} Jobs", started.len()) };
+        assert_eq!(said.unwrap(), format!("Job {} started in namespace sipstuff\n", order.name()));
+        assert_eq!(order.job.spec.as_ref().unwrap().ttl_seconds_after_finished, Some(3600));
+        assert_eq!(order.passwords.keys().collect::<Vec<_>>(), ["SIP_PASSWORD"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_dialled_without_a_valid_request() {
+        for args in [&[][..], &["my/image:1"], &["--dest", "1"]] {
+            let (said, started) = start(args).await;
+            assert!(said.is_err() && started.is_empty(), "{args:?}");
+        }
+    }
+}
