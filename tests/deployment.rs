@@ -1,0 +1,108 @@
+//! What deploy/ holds, against a real control plane: the manifests are accepted, and the rights are those that are used.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde_json::json;
+use sipstuff_operator::call::CallId;
+use sipstuff_operator::job::{JobOrder, Phase};
+use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
+use sipstuff_operator::runner::{Runner, RunnerError, StartError};
+
+use crate::kubernetes_runner::{SOON, end_pod, order_with_password, phase_becomes, settings};
+use crate::support::{ControlPlane, Namespace, eventually};
+
+#[tokio::test]
+async fn the_rendered_manifests_are_accepted_down_to_the_last_field() {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let manifests = [
+        include_str!("../deploy/rendered/base.yaml"),
+        include_str!("../deploy/rendered/try.yaml"),
+        include_str!("../deploy/sip-credentials.example.yaml"),
+    ];
+    for manifest in manifests {
+        let here = manifest
+            .replace("namespace: sipstuff\n", &format!("namespace: {}\n", namespace.name))
+            .replace("name: sipstuff\n", &format!("name: {}\n", namespace.name));
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+        let answer = namespace.kubectl(&apply, Some(&here)).await;
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    }
+}
+
+/// Gives the namespace the rights of deploy/base, less one verb on one resource; returns a kubeconfig with what is left.
+async fn deploy(namespace: &Namespace, less: Option<(&str, &str)>) -> PathBuf {
+    let documents = include_str!("../deploy/base/rbac.yaml").split("\n---\n");
+    for mut manifest in documents.map(|text| serde_saphyr::from_str::<serde_json::Value>(text).unwrap()) {
+        if let (Some((verb, resource)), Some(rules)) = (less, manifest["rules"].as_array_mut()) {
+            for rule in rules.iter_mut().filter(|rule| rule["resources"] == json!([resource])) {
+                rule["verbs"].as_array_mut().unwrap().retain(|granted| granted != verb);
+            }
+            rules.retain(|rule| rule["verbs"] != json!([]));
+        }
+        namespace.apply(&manifest.to_string()).await;
+    }
+    namespace.service_account_kubeconfig("sipstuff-operator").await
+}
+
+/// A whole life of a call, with every request that the runner knows; ends with the first thing that does not work.
+async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), RunnerError> {
+    let settings = KubernetesSettings { kubeconfig: Some(kubeconfig.to_owned()), ..settings(namespace) };
+    let runner = KubernetesRunner::connect(settings).await?;
+    let order = order_with_password(namespace, CallId::fresh().as_str());
+    runner.check().await?;
+    let mut stream = runner.observe();
+    stream.next().await;
+    start(&runner, &order).await?;
+    start(&runner, &order).await?;
+    let told = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+    told.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
+    end_pod(namespace, order.name(), 0, "").await;
+    phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: true }).await;
+    runner.ending(order.name()).await?;
+    runner.release(order.name()).await?;
+    runner.stop(order.name()).await
+}
+
+async fn start(runner: &KubernetesRunner, order: &JobOrder) -> Result<(), RunnerError> {
+    runner.start(order).await.map_err(|error| match error {
+        StartError::Later(error) => error,
+        other => panic!("missing rights must not be final: {other:?}"),
+    })
+}
+
+#[tokio::test]
+async fn the_role_of_the_deployment_is_enough_and_reads_no_secret() {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let kubeconfig = deploy(&namespace, None).await;
+    eventually("every request is allowed", SOON, async || match whole_life(&namespace, &kubeconfig).await {
+        Ok(()) => true,
+        // The authorizer learns of a new Role in the background.
+        Err(error) if error.message.contains("cannot ") => false,
+        Err(error) => panic!("{error}"),
+    })
+    .await;
+
+    for verb in ["get", "list", "watch", "patch", "update"] {
+        let answer = namespace.kubectl_with(&kubeconfig, &["auth", "can-i", verb, "secrets"], None).await;
+        assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "no", "{verb} secrets");
+    }
+}
+
+#[tokio::test]
+async fn the_role_of_the_deployment_grants_nothing_that_is_not_used() {
+    let plane = ControlPlane::shared().await;
+    let jobs = ["create", "get", "list", "watch", "patch", "delete"].map(|verb| (verb, "jobs"));
+    let others = [("list", "pods"), ("create", "secrets"), ("delete", "secrets"), ("get", "namespaces")];
+    let each = jobs.into_iter().chain(others).map(async |(verb, resource)| {
+        let namespace = plane.namespace().await;
+        let kubeconfig = deploy(&namespace, Some((verb, resource))).await;
+        let missed = format!("cannot {verb} resource \"{resource}\"");
+        eventually(format!("somebody says: {missed}"), SOON, async || {
+            whole_life(&namespace, &kubeconfig).await.is_err_and(|error| error.message.contains(&missed))
+        })
+        .await;
+    });
+    futures::future::join_all(each).await;
+}
