@@ -1,0 +1,13 @@
+//! Every integration test, in one binary: `support` is what they stand on, each other module tells one story.
+
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+mod deployment;
+mod golden;
+mod http;
+mod kubernetes_runner;
+mod local_runner;
+mod support_works;
+mod whole_way;
