@@ -1,6 +1,8 @@
 //! What the outside may ask for (accept a call, find one, page through them, how are you), in the core's own terms: the
 //! HTTP side knows this and nothing of NATS.
 
+mod cancel;
+
 use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
@@ -18,6 +20,7 @@ use crate::{
 };
 
 pub use crate::queue::Away;
+pub use cancel::BatchCancel;
 
 /// Records read from the log at once for one page.
 const READS_AT_ONCE: usize = 64;
@@ -252,7 +255,7 @@ impl Parts {
     }
 
     async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Away> {
-        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.record(*sequence).await) });
+        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.at(*sequence).await) });
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
         let mut events = Vec::with_capacity(found.len());
         while let Some((key, sequence, event)) = reads.next().await {
@@ -265,7 +268,7 @@ impl Parts {
     }
 
     /// `None` when the record has expired meanwhile.
-    async fn record(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
+    async fn at(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
         Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
     }
 }

@@ -30,7 +30,6 @@ pub(super) struct Life<'a> {
     origin: Origin,
     last: Option<Recorded>,
     patience: Retry,
-    started: bool,
 }
 
 /// What follows a step.
@@ -46,7 +45,7 @@ impl<'a> Life<'a> {
     pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery) -> Self {
         let origin = Origin::from(&delivery);
         let patience = Retry::new(format!("start {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, patience, started: false }
+        Self { dialler, call, asked, delivery, origin, last: None, patience }
     }
 
     /// Step by step until the message is settled.
@@ -143,8 +142,10 @@ impl<'a> Life<'a> {
             Ok(()) => {
                 fail::fail_point!("after-start", |_| HAND_BACK);
                 self.patience.worked();
-                self.started = true;
-                self.follow(&mut follower, Facts::Waiting).await
+                match self.facts(follower.first().clone()).await {
+                    Ok(facts) => self.follow(&mut follower, facts).await,
+                    Err(error) => self.wait_after(error).await,
+                }
             }
             Err(StartError::Later(error)) => {
                 let wait = error.retry_after.unwrap_or_default().max(self.patience.failed(&error));
@@ -177,20 +178,21 @@ impl<'a> Life<'a> {
 
     /// Appends what the Job shows until the attempt is over, the log was changed by somebody else, or the process is to end.
     async fn follow(&mut self, follower: &mut Follower, facts: Facts) -> Next {
-        let mut facts = facts;
+        let (mut facts, mut seen) = (facts, follower.first().clone());
         loop {
             if self.catch_up(&facts).await {
                 return self.after_catching_up();
             }
-            let before = follower.latest();
             let sighting = tokio::select! {
                 sighting = follower.next() => sighting,
                 () = self.dialler.closing.cancelled() => return HAND_BACK,
             };
-            if sighting == before {
+            if sighting == seen {
+                // Nothing new of the Job: somebody woke us, since the log has changed.
                 self.read().await;
                 return Next::Decide;
             }
+            seen = sighting.clone();
             match self.facts(sighting).await {
                 Ok(next) => facts = next,
                 Err(error) => return self.wait_after(error).await,
@@ -229,7 +231,8 @@ impl<'a> Life<'a> {
         match sighting {
             Sighting::Present(job) => tracker::facts_of(runner, &job).await,
             Sighting::Removed(job) => Ok(removed(&job)),
-            Sighting::Unknown | Sighting::Missing => tracker::facts(runner, &self.job()).await,
+            Sighting::Unknown => Ok(Facts::Waiting),
+            Sighting::Missing => tracker::facts(runner, &self.job()).await,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::desk::Desk;
 
 const READ: &str = "GET, HEAD, OPTIONS";
 const SUBMIT: &str = "POST, OPTIONS";
+const READ_OR_CANCEL: &str = "GET, HEAD, DELETE, OPTIONS";
 
 /// The whole API; it rejects nothing.
 ///
@@ -57,23 +58,33 @@ fn call(
     warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
 }
 
-/// `GET /jobs`.
+/// `GET /jobs`, `DELETE /jobs?batch=`.
 fn jobs(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let list = get_or_head()
-        .and(with(desk))
+        .and(with(desk.clone()))
         .and(raw_query)
         .then(|desk: Arc<Desk>, query: String| async move { answer(handlers::list(&desk, &query).await) });
-    warp::path!("jobs").and(list.or(other_methods(READ)).unify())
+    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(raw_query).then(
+        |desk: Arc<Desk>, headers: HeaderMap, query: String| async move {
+            answer(handlers::cancel_batch(&desk, &headers, &query).await)
+        },
+    );
+    warp::path!("jobs").and(list.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /jobs/{name}`.
+/// `GET /jobs/{name}`, `DELETE /jobs/{name}`.
 fn job(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let show = get_or_head()
-        .and(with(desk))
+        .and(with(desk.clone()))
         .and(warp::path::tail())
         .then(|desk: Arc<Desk>, tail: Tail| async move { answer(handlers::show(&desk, tail.as_str()).await) });
-    warp::path("jobs").and(show.or(other_methods(READ)).unify())
+    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(warp::path::tail()).then(
+        |desk: Arc<Desk>, headers: HeaderMap, tail: Tail| async move {
+            answer(handlers::cancel(&desk, &headers, tail.as_str()).await)
+        },
+    );
+    warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
 /// `GET /readyz`.
@@ -167,8 +178,8 @@ mod tests {
     async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
         let table = [
             ("/call", SUBMIT, "GET HEAD PUT DELETE PATCH TRACE BREW"),
-            ("/jobs", READ, "POST PUT DELETE"),
-            ("/jobs/a%2Fb", READ, "POST PUT PATCH"),
+            ("/jobs", READ_OR_CANCEL, "POST PUT"),
+            ("/jobs/a%2Fb", READ_OR_CANCEL, "POST PUT PATCH"),
             ("/health", READ, "POST DELETE CONNECT"),
             ("/readyz", READ, "POST"),
         ];
@@ -239,6 +250,20 @@ mod tests {
             let (parts, body) = ask("GET", path).await;
             assert_eq!((parts.status.as_u16(), status_of(&body)), (status, json!(status)), "{path}");
             assert_eq!(parts.headers.contains_key("retry-after"), status == 503, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cancel_names_its_calls_and_comes_from_no_other_site() {
+        let table =
+            [("/jobs", 422), ("/jobs?batch=", 422), ("/jobs?batch=a&status=queued", 422), ("/jobs?batch=a", 503)];
+        for (path, status) in table {
+            assert_eq!(ask("DELETE", path).await.0.status, status, "{path}");
+        }
+        assert_eq!(ask("DELETE", "/jobs/a").await.0.status, 503);
+        for path in ["/jobs/a", "/jobs?batch=a"] {
+            let request = warp::test::request().method("DELETE").path(path).header("sec-fetch-site", "cross-site");
+            assert_eq!(request.reply(&routes()).await.status(), 403, "{path}");
         }
     }
 
