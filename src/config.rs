@@ -16,6 +16,8 @@ const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/name
 const DEFAULT_NAMESPACE: &str = "sipstuff";
 /// A record must outlive the longest call: 600 s × 100, and its delays.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// Shorter than a few heartbeats, a restart would give calls up that still run.
+const SHORTEST_ORPHAN_AFTER: Duration = Duration::from_secs(120);
 
 /// All settings.
 #[derive(Debug, Clone, Args)]
@@ -80,6 +82,12 @@ pub struct QueueArgs {
     /// Most calls in progress at once, over all replicas (1 to 100000)
     #[arg(long, env = "MAX_ACTIVE_CALLS", default_value_t = 100, global = true, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_active_calls: u32,
+    /// Most calls begun per second, over all replicas, evenly spaced; fractions allowed. 0: no limit
+    #[arg(long, env = "CALLS_PER_SECOND", default_value = "0", global = true, value_parser = rate)]
+    pub calls_per_second: f64,
+    /// How long another cluster must not have been heard of until the calls that it had claimed are given up; at least 120 s
+    #[arg(long, env = "ORPHAN_AFTER", default_value = "18h", global = true, value_parser = orphan_after)]
+    pub orphan_after: Duration,
     /// How long a call's records are kept after its last change, or after the moment it waits for; at least 24h
     #[arg(long, env = "STATUS_RETENTION", default_value = "72h", global = true, value_parser = retention)]
     pub status_retention: Duration,
@@ -249,7 +257,15 @@ impl NatsArgs {
 impl QueueArgs {
     /// As the queue takes them.
     pub fn settings(&self) -> StreamSettings {
-        let Self { max_active_calls, status_retention: _, nats_replicas, queue_max_messages, queue_max_bytes } = *self;
+        let Self {
+            max_active_calls,
+            calls_per_second: _,
+            orphan_after: _,
+            status_retention: _,
+            nats_replicas,
+            queue_max_messages,
+            queue_max_bytes,
+        } = *self;
         StreamSettings {
             names: Names::default(),
             replicas: usize::from(nats_replicas),
@@ -327,19 +343,31 @@ fn truth(text: &str) -> Result<bool, String> {
 }
 
 fn retention(text: &str) -> Result<Duration, String> {
-    let accepted = || "accepted: a duration such as 72h, 30d or 7d12h, at least 24h".to_owned();
-    let seconds = match text.parse::<i64>() {
-        Ok(seconds) => seconds,
-        Err(_) => days(text).ok_or_else(accepted)?,
-    };
-    let retention = Duration::from_secs(u64::try_from(seconds).map_err(|_| accepted())?);
-    if retention < SHORTEST_RETENTION { Err(accepted()) } else { Ok(retention) }
+    at_least(text, SHORTEST_RETENTION)
 }
 
-/// Seconds of a span such as `7d12h`; a day has 24 hours.
-fn days(text: &str) -> Option<i64> {
-    let span: jiff::Span = text.parse().ok()?;
-    span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok().map(|duration| duration.as_secs())
+fn orphan_after(text: &str) -> Result<Duration, String> {
+    at_least(text, SHORTEST_ORPHAN_AFTER)
+}
+
+/// A duration as a setting or flag has it: seconds, or a span such as `7d12h`, where a day has 24 hours.
+///
+/// # Errors
+/// What is accepted, when it is none or shorter than `least`.
+pub fn at_least(text: &str, least: Duration) -> Result<Duration, String> {
+    let seconds = || {
+        let span: jiff::Span = text.parse().ok()?;
+        span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok().map(|duration| duration.as_secs())
+    };
+    let duration = text.parse::<i64>().ok().or_else(seconds).and_then(|seconds| u64::try_from(seconds).ok());
+    duration.map(Duration::from_secs).filter(|duration| *duration >= least).ok_or_else(|| {
+        format!("accepted: seconds, or a duration such as 90s, 10m, 72h or 7d12h; at least {} s", least.as_secs())
+    })
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| *rate == 0.0 || (0.001..=10_000.0).contains(rate));
+    rate.ok_or_else(|| "accepted: 0 for no limit, or 0.001 to 10000".to_owned())
 }
 
 fn namespace_name(text: &str) -> Result<String, String> {

@@ -11,7 +11,7 @@ use super::{banner, place};
 use crate::{
     call::Status,
     cli::Effective,
-    config::{HttpArgs, Settings},
+    config::{HttpArgs, QueueArgs, Settings},
     desk::{self, Desk},
     dialler::{Dialler, Parts},
     http::{self, HttpSettings},
@@ -24,6 +24,8 @@ use crate::{
         dead::DeadLetters,
         due,
         intake::{self, Holds},
+        pace::Pace,
+        presence::Presence,
         streams,
         submit::Submitter,
     },
@@ -94,6 +96,8 @@ impl Engine {
         let streams = settings.queue.settings();
         retry::forever("prepare the queue", || streams::ensure(&jetstream, &streams)).await;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
+        let bucket = retry::forever("prepare the bucket", || streams::bucket(&jetstream, &streams)).await;
+        let QueueArgs { calls_per_second, orphan_after, .. } = settings.queue;
         let handing_back = CancellationToken::new();
         let parts = Parts {
             log: log.clone(),
@@ -104,6 +108,8 @@ impl Engine {
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster: settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone()),
+            pace: (calls_per_second > 0.0).then(|| Pace::new(bucket.clone(), calls_per_second)),
+            presence: Presence::new(bucket, orphan_after),
             closing: handing_back.clone(),
         };
         let dialler = Dialler::new(parts);
@@ -140,6 +146,7 @@ impl Engine {
             },
         ));
         self.background.spawn(dialler.holds.clone().keep());
+        self.background.spawn(dialler.presence.clone().show(dialler.cluster.clone()));
     }
 
     /// Moves what comes due into the queue, and takes from the queue, until `closing`.

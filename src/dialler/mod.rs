@@ -21,6 +21,8 @@ use crate::{
         Delivery, HEADER_CALL_ID, HEADER_QUEUED_AT,
         dead::DeadLetters,
         intake::{Holds, Settlement},
+        pace::Pace,
+        presence::Presence,
         submit::Submitter,
     },
     retry,
@@ -53,6 +55,10 @@ pub struct Dialler {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
+    /// Spaces the calls, where a pace is set.
+    pub pace: Option<Pace>,
+    /// Which clusters are there.
+    pub presence: Presence,
     /// Cancelled when the process is to end: messages are handed back.
     pub closing: CancellationToken,
     /// Every task that works on a message.
@@ -79,6 +85,10 @@ pub struct Parts {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
+    /// Spaces the calls, where a pace is set.
+    pub pace: Option<Pace>,
+    /// Which clusters are there.
+    pub presence: Presence,
     /// Cancelled when the process is to end.
     pub closing: CancellationToken,
 }
@@ -86,7 +96,8 @@ pub struct Parts {
 impl Dialler {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { log, runner, sightings, holds, submitter, dead, defaults, cluster, closing } = parts;
+        let Parts { log, runner, sightings, holds, submitter, dead, defaults, cluster, pace, presence, closing } =
+            parts;
         Arc::new(Self {
             log,
             runner,
@@ -96,6 +107,8 @@ impl Dialler {
             dead,
             defaults,
             cluster,
+            pace,
+            presence,
             closing,
             tasks: TaskTracker::new(),
             starts: Semaphore::new(STARTS_IN_FLIGHT),

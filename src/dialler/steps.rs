@@ -9,7 +9,7 @@ use super::{
     decide::{Asked, Step, decide},
 };
 use crate::{
-    call::{Call, Change, Outcome, StatusEvent},
+    call::{Call, Change, Outcome, StatusEvent, status::Ended},
     job::{Ending, ObservedJob, Phase, build::build},
     log::{AppendError, Recorded, now},
     queue::{Delivery, intake::Settlement, submit::Labels},
@@ -30,6 +30,7 @@ pub(super) struct Life<'a> {
     origin: Origin,
     last: Option<Recorded>,
     patience: Retry,
+    has_turn: bool,
 }
 
 /// What follows a step.
@@ -45,7 +46,7 @@ impl<'a> Life<'a> {
     pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery) -> Self {
         let origin = Origin::from(&delivery);
         let patience = Retry::new(format!("start {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, patience }
+        Self { dialler, call, asked, delivery, origin, last: None, patience, has_turn: false }
     }
 
     /// Step by step until the message is settled.
@@ -74,7 +75,7 @@ impl<'a> Life<'a> {
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
             Step::Redial => self.redial().await,
-            Step::GiveBack => Next::Settle(Settlement::GiveBack(Some(ELSEWHERE_DELAY))),
+            Step::GiveBack => self.give_back().await,
             Step::Done => DONE,
             Step::Conflict => self.conflict().await,
         }
@@ -117,7 +118,19 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// Claims the attempt, at its turn. While it waited for that, the call may have been cancelled or have expired: so it is
+    /// decided on again.
     async fn claim(&mut self, attempt: u32) -> Next {
+        if let Some(pace) = &self.dialler.pace
+            && !std::mem::take(&mut self.has_turn)
+        {
+            tokio::select! {
+                turn = retry::forever("reserve a turn", || pace.turn()) => turn,
+                () = self.dialler.closing.cancelled() => return HAND_BACK,
+            }
+            self.has_turn = true;
+            return Next::Decide;
+        }
         let change = Change::Pending {
             attempt,
             cluster: self.dialler.cluster.clone(),
@@ -247,6 +260,21 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// Another cluster has the call. Only when that one was not heard of for long is it given up; it is never dialled again.
+    async fn give_back(&mut self) -> Next {
+        let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else { return Next::Decide };
+        let cluster = last.cluster.unwrap_or_default();
+        match self.dialler.presence.is_given_up(&cluster, last.time).await {
+            Ok(true) => self.record(Change::Ended(orphaned(&cluster))).await,
+            Ok(false) => Next::Settle(Settlement::GiveBack(Some(ELSEWHERE_DELAY))),
+            Err(away) => {
+                let wait = self.patience.failed(away);
+                self.pause(wait).await;
+                Next::Decide
+            }
+        }
+    }
+
     async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
         let labels = Labels { id: &self.call.id, attempt, queued_at: self.origin.queued_at };
         let (submitter, name) = (&self.dialler.submitter, &self.call.name);
@@ -288,6 +316,19 @@ impl<'a> Life<'a> {
             () = tokio::time::sleep(wait) => {}
             () = self.dialler.closing.cancelled() => {}
         }
+    }
+}
+
+/// Nobody can know how a call of a cluster that is no more has ended.
+fn orphaned(cluster: &str) -> Ended {
+    Ended {
+        outcome: Outcome::Error,
+        sip_code: None,
+        exit_code: None,
+        completed_at: now(),
+        reason: Some(format!("cluster {cluster}, which had claimed the call, has not been heard of for too long")),
+        message: None,
+        redial: false,
     }
 }
 

@@ -2,9 +2,12 @@
 //! is below here or in [`crate::log`].
 
 pub mod connect;
+pub mod control;
 pub mod dead;
 pub mod due;
 pub mod intake;
+pub mod pace;
+pub mod presence;
 pub mod streams;
 pub mod submit;
 
