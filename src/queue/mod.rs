@@ -6,6 +6,7 @@ pub mod control;
 pub mod dead;
 pub mod due;
 pub mod intake;
+pub mod letters;
 pub mod pace;
 pub mod presence;
 pub mod streams;
