@@ -4,7 +4,7 @@
 mod cancel;
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -16,7 +16,10 @@ use crate::{
     call::{Call, CallId, CallName, Change, Status, StatusEvent, validate::Parsed},
     jobs::{JobView, Key},
     log::{AppendError, StatusLog, now},
-    queue::submit::{Labels, PublishRefusal, Submitter},
+    queue::{
+        control::QueueState,
+        submit::{Labels, PublishRefusal, Submitter},
+    },
 };
 
 pub use crate::queue::Away;
@@ -30,6 +33,7 @@ const READS_AT_ONCE: usize = 64;
 pub struct Desk {
     parts: Arc<OnceLock<Parts>>,
     runner_listed: Arc<AtomicBool>,
+    queue: Arc<Mutex<Option<QueueState>>>,
 }
 
 /// What a desk works with.
@@ -129,6 +133,21 @@ impl Desk {
     /// Notes that the runner has shown what it has.
     pub fn runner_has_listed(&self) {
         self.runner_listed.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes how the queue is.
+    pub fn queue_is(&self, state: Option<QueueState>) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// How the queue was when it was looked at last; `None` while NATS does not say.
+    pub fn queue_state(&self) -> Option<QueueState> {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of the remembered calls are in a state.
+    pub fn count_of(&self, status: Status) -> usize {
+        self.parts.get().map_or(0, |parts| parts.view.count_of(status))
     }
 
     /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id

@@ -19,8 +19,9 @@ use crate::{
     jobs::{Brief, JobView},
     log::StatusLog,
     queue::{
-        StreamSettings,
+        Names, StreamSettings,
         connect::{self, ConnectError},
+        control,
         dead::DeadLetters,
         due,
         intake::{self, Holds},
@@ -34,6 +35,8 @@ use crate::{
     tracker::{self, Sightings},
 };
 
+/// How old what health and metrics tell of the queue may be.
+const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
@@ -136,16 +139,18 @@ impl Engine {
         let told = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
         self.background.spawn(view.clone().follow(self.jetstream.clone(), dialler.log.clone(), stream, told));
         self.background.spawn(view.sweep(retention));
-        let (desk, others) = (desk.clone(), dialler.clone());
+        let (listed, others) = (desk.clone(), dialler.clone());
         self.background.spawn(tracker::watch_runner(
             dialler.runner.clone(),
             dialler.sightings.clone(),
             move |unfollowed| {
-                desk.runner_has_listed();
+                listed.runner_has_listed();
                 others.reconcile(unfollowed);
             },
         ));
         self.background.spawn(dialler.holds.clone().keep());
+        let (state, names) = (desk.clone(), self.streams.names.clone());
+        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
         self.background.spawn(dialler.presence.clone().show(dialler.cluster.clone()));
     }
 
@@ -183,6 +188,16 @@ fn wake_if_cancelling(sightings: &Sightings, brief: &Brief) {
         && let Some(job) = &brief.job
     {
         sightings.wake(job);
+    }
+}
+
+/// Keeps, for ever, what health and metrics tell of the queue.
+async fn look_at_queue(jetstream: jetstream::Context, names: Names, desk: Desk) {
+    let mut ticks = tokio::time::interval(QUEUE_LOOK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        desk.queue_is(control::state(&jetstream, &names).await.ok());
     }
 }
 

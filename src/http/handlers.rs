@@ -8,7 +8,7 @@ use warp::reply::Response;
 
 use super::problem::Problem;
 use super::view::{self, Accepted, Job, Ready};
-use super::{HttpSettings, guard, intake, query};
+use super::{HttpSettings, guard, intake, metrics, query};
 use crate::call::validate;
 use crate::desk::Desk;
 
@@ -75,9 +75,23 @@ pub(super) async fn cancel_batch(desk: &Desk, headers: &HeaderMap, raw_query: &s
     Ok(view::json(StatusCode::ACCEPTED, &desk.cancel_batch(&batch).await?))
 }
 
-/// `GET /health`, as the seed answers it: the process serves.
-pub(super) fn health() -> Response {
+/// `GET /health`, as the seed answers it (the process serves), and how the queue was when it was asked last; null while that is
+/// not known.
+pub(super) fn health(desk: &Desk) -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    view::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": desk.queue_state() }))
+}
+
+/// `GET /livez`: the process serves.
+pub(super) fn live() -> Response {
     view::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `GET /metrics`.
+pub(super) fn metrics(desk: &Desk) -> Response {
+    let mut response = Response::new(metrics::text(desk).into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::MEDIA_TYPE));
+    response
 }
 
 /// `GET /readyz`: what is ready and what is not, by name.

@@ -28,7 +28,7 @@ pub(super) fn api(
     let desk = Arc::new(desk);
     let plain = plain(&settings.openapi);
     let routes = call(desk.clone(), settings).or(jobs(desk.clone())).unify().or(job(desk.clone())).unify();
-    closed(routes.or(ready(desk)).unify().or(plain).unify())
+    closed(routes.or(state(desk)).unify().or(plain).unify())
 }
 
 /// What needs no desk.
@@ -37,9 +37,7 @@ fn plain(
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
     let openapi = Bytes::from(openapi.to_string());
     let openapi = read(warp::path!("openapi.json"), move || handlers::openapi(openapi.clone()));
-    let health = read(warp::path!("health"), handlers::health);
-    let livez = read(warp::path!("livez"), handlers::health);
-    health.or(livez).unify().or(openapi).unify()
+    read(warp::path!("livez"), handlers::live).or(openapi).unify()
 }
 
 /// `POST /call`.
@@ -87,9 +85,13 @@ fn job(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection>
     warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /readyz`.
-fn ready(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
-    read(warp::path!("readyz"), move || handlers::ready(&desk))
+/// `GET /health`, `GET /readyz`, `GET /metrics`.
+fn state(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let (of_health, of_metrics) = (desk.clone(), desk.clone());
+    let health = read(warp::path!("health"), move || handlers::health(&of_health));
+    let ready = read(warp::path!("readyz"), move || handlers::ready(&desk));
+    let metrics = read(warp::path!("metrics"), move || handlers::metrics(&of_metrics));
+    health.or(ready).unify().or(metrics).unify()
 }
 
 /// A path that is only read, and has its answer at hand.
@@ -164,7 +166,7 @@ mod tests {
             let (parts, body) = ask("GET", path).await;
             assert_eq!(parts.status, 200, "{path}");
             let body: Value = serde_json::from_slice(&body).unwrap();
-            assert_eq!(body, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+            assert_eq!((&body["status"], &body["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
         }
     }
 
