@@ -4,6 +4,7 @@
 
 mod support;
 
+mod batches;
 mod deployment;
 mod golden;
 mod http;
