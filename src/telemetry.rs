@@ -4,10 +4,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogArgs, LogFormat};
 
+/// What libraries say that we say ourselves, or that is said again at every try. Whoever wants to hear it names the target.
+const QUIET: &str = "async_nats=warn,kube_client::client::builder=off";
+
 /// Starts logging; once per process.
 pub fn start(settings: &LogArgs) {
     let LogArgs { rust_log, log_format } = settings;
-    let filter = EnvFilter::try_new(rust_log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(format!("{QUIET},{rust_log}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log_format {
         LogFormat::Text => {

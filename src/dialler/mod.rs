@@ -128,8 +128,8 @@ impl Dialler {
         let sequence = delivery.sequence;
         let settlement = match decode(&delivery) {
             Ok(call) => {
-                let span = tracing::info_span!("call", call_id = %call.id, job = %call.name);
                 let asked = asked(&delivery, &call);
+                let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
                 Life::new(self, call, asked, delivery).run().instrument(span).await
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
@@ -168,7 +168,7 @@ impl Dialler {
             let dialler = self.clone();
             self.tasks.spawn(async move {
                 let Ok(_permit) = dialler.reconciles.acquire().await else { return };
-                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name);
+                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name, attempt = job.attempt);
                 dialler.reconcile_one(&job).instrument(span).await;
             });
         }

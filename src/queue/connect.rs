@@ -142,7 +142,7 @@ fn tls(options: ConnectOptions, settings: &NatsSettings) -> Result<ConnectOption
 
 fn tell(event: &Event) {
     match event {
-        Event::Connected => tracing::debug!("connected to NATS"),
+        Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("lost the connection to NATS, reconnecting"),
         Event::ServerError(error) => tracing::warn!(%error, "NATS reports an error"),
         Event::ClientError(error) => tracing::debug!(%error, "NATS connection"),
