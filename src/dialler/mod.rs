@@ -63,59 +63,24 @@ pub struct Dialler {
     pub closing: CancellationToken,
     /// Every task that works on a message.
     pub tasks: TaskTracker,
+    /// How much is done at once.
+    pub limits: Limits,
+}
+
+/// How much is done at once.
+#[derive(Debug)]
+pub struct Limits {
     starts: Semaphore,
     reconciles: Semaphore,
 }
 
-/// What a [`Dialler`] is made of.
-pub struct Parts {
-    /// The status log.
-    pub log: StatusLog,
-    /// Where Jobs run.
-    pub runner: Arc<dyn Runner>,
-    /// What the runner reported.
-    pub sightings: Sightings,
-    /// The messages in flight.
-    pub holds: Holds,
-    /// For schedules.
-    pub submitter: Submitter,
-    /// For what cannot be a call.
-    pub dead: DeadLetters,
-    /// What every Job has in common.
-    pub defaults: JobDefaults,
-    /// Who we are among the clusters.
-    pub cluster: String,
-    /// Spaces the calls, where a pace is set.
-    pub pace: Option<Pace>,
-    /// Which clusters are there.
-    pub presence: Presence,
-    /// Cancelled when the process is to end.
-    pub closing: CancellationToken,
+impl Default for Limits {
+    fn default() -> Self {
+        Self { starts: Semaphore::new(STARTS_IN_FLIGHT), reconciles: Semaphore::new(RECONCILED_AT_ONCE) }
+    }
 }
 
 impl Dialler {
-    /// Puts the parts together.
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { log, runner, sightings, holds, submitter, dead, defaults, cluster, pace, presence, closing } =
-            parts;
-        Arc::new(Self {
-            log,
-            runner,
-            sightings,
-            holds,
-            submitter,
-            dead,
-            defaults,
-            cluster,
-            pace,
-            presence,
-            closing,
-            tasks: TaskTracker::new(),
-            starts: Semaphore::new(STARTS_IN_FLIGHT),
-            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
-        })
-    }
-
     /// Works on a delivery in a task of its own; a message that is held already only has its delivery replaced.
     pub fn take(self: &Arc<Self>, delivery: Delivery) {
         if self.holds.hold(&delivery) {
@@ -167,7 +132,7 @@ impl Dialler {
         for job in jobs {
             let dialler = self.clone();
             self.tasks.spawn(async move {
-                let Ok(_permit) = dialler.reconciles.acquire().await else { return };
+                let Ok(_permit) = dialler.limits.reconciles.acquire().await else { return };
                 let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name, attempt = job.attempt);
                 dialler.reconcile_one(&job).instrument(span).await;
             });

@@ -148,7 +148,7 @@ impl<'a> Life<'a> {
         let order = build(&self.call, attempt, &self.dialler.defaults);
         let mut follower = self.dialler.sightings.follow(order.name());
         let result = {
-            let Ok(_permit) = self.dialler.starts.acquire().await else { return HAND_BACK };
+            let Ok(_permit) = self.dialler.limits.starts.acquire().await else { return HAND_BACK };
             self.dialler.runner.start(&order).await
         };
         match result {
