@@ -58,7 +58,7 @@ pub enum Step {
     Conflict,
 }
 
-/// Decides the next step; see `design` in the README for the table in words.
+/// Decides the next step; `docs/decisions/02-the-status-log-decides.md` has the table in words.
 pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
     let Some(last) = last else { return unheard_of(asked, now) };
     if last.fingerprint != asked.fingerprint {

@@ -1,7 +1,7 @@
 //! Taking messages from the queue and holding them: a message in flight is a call in progress.
 //!
 //! [`Holds`] keeps the latest delivery of every message that is being worked on, tells the server that it still is, and at
-//! the end acknowledges it or gives it back. [`pull`] brings messages, for ever.
+//! the end acknowledges it or gives it back. [`pull()`] brings messages, for ever.
 
 use std::{
     collections::HashMap,
