@@ -18,7 +18,7 @@ use crate::{
     job::{JobDefaults, ObservedJob},
     log::{AppendError, Recorded, StatusLog, now},
     queue::{
-        Delivery, HEADER_CALL_ID, HEADER_QUEUED_AT,
+        Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
         dead::DeadLetters,
         intake::{Holds, Settlement},
         pace::Pace,
@@ -91,6 +91,7 @@ impl Dialler {
 
     async fn live(&self, delivery: Delivery) {
         let sequence = delivery.sequence;
+        let _released_at_last = self.holds.release_on_drop(sequence);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
@@ -221,6 +222,7 @@ fn asked(delivery: &Delivery, call: &Call) -> Asked {
         sequence: delivery.sequence,
         fingerprint: call.fingerprint.clone(),
         accepted: delivery.header(HEADER_QUEUED_AT).is_some(),
+        fired: delivery.header(HEADER_DUE).is_some(),
         not_before: call.spec.not_before,
         not_after: call.spec.not_after,
     }

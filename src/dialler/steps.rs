@@ -75,6 +75,7 @@ impl<'a> Life<'a> {
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
             Step::Redial => self.redial().await,
+            Step::Wait(due) => Next::Settle(Settlement::GiveBack(Some(until(due)))),
             Step::GiveBack => self.give_back().await,
             Step::Done => DONE,
             Step::Conflict => self.conflict().await,
@@ -317,6 +318,10 @@ impl<'a> Life<'a> {
             () = self.dialler.closing.cancelled() => {}
         }
     }
+}
+
+fn until(moment: Timestamp) -> Duration {
+    Duration::try_from(moment.duration_since(now())).unwrap_or_default()
 }
 
 /// Nobody can know how a call of a cluster that is no more has ended.

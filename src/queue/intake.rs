@@ -35,6 +35,20 @@ pub struct Holds {
     held: Arc<Mutex<HashMap<u64, Subject>>>,
 }
 
+/// See [`Holds::release_on_drop`].
+pub struct ReleaseOnDrop {
+    holds: Holds,
+    sequence: u64,
+}
+
+impl Drop for ReleaseOnDrop {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.holds.lock().remove(&self.sequence);
+        }
+    }
+}
+
 /// What becomes of a held message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
@@ -53,6 +67,12 @@ impl Holds {
     /// Holds a delivery; false when the message is held already, and then this delivery is the one to acknowledge.
     pub fn hold(&self, delivery: &Delivery) -> bool {
         self.lock().insert(delivery.sequence, delivery.reply.clone()).is_none()
+    }
+
+    /// Lets a message go when the work on it ends without a settlement, as by a panic: the server then delivers it again, where it
+    /// would be held for ever.
+    pub fn release_on_drop(&self, sequence: u64) -> ReleaseOnDrop {
+        ReleaseOnDrop { holds: self.clone(), sequence }
     }
 
     /// How many messages are held.
