@@ -1,6 +1,11 @@
 //! The log: one line per thing worth telling, to standard error, as text or JSON.
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{FilterFn, filter_fn},
+    prelude::*,
+};
 
 use crate::config::{LogArgs, LogFormat};
 
@@ -15,8 +20,14 @@ pub fn start(settings: &LogArgs) {
     match log_format {
         LogFormat::Text => {
             use std::io::IsTerminal;
-            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+            let ansi = std::io::stderr().is_terminal();
+            builder.with_ansi(ansi).with_target(false).finish().with(no_foreign_traces()).init();
         }
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().with(no_foreign_traces()).init(),
     }
+}
+
+/// Whatever `RUST_LOG` asks for: at this level libraries write down whole messages, and the passwords in them.
+fn no_foreign_traces() -> FilterFn {
+    filter_fn(|metadata| *metadata.level() < Level::TRACE || metadata.target().starts_with("sipstuff_operator"))
 }

@@ -177,9 +177,7 @@ impl Engine {
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
             tracing::warn!(messages = self.dialler.holds.count(), "not everything was handed back in time");
         }
-        if let Err(error) = self.client.flush().await {
-            tracing::debug!(%error, "the connection could not be flushed");
-        }
+        connect::flush(&self.client).await;
     }
 }
 

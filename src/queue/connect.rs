@@ -11,6 +11,8 @@ use super::Away;
 pub const OLDEST_SERVER: (i64, i64, i64) = (2, 12, 0);
 /// How long an answer from NATS may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what was sent may take to leave the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Publishes under way at once; more wait.
 const MAX_ACKS_IN_FLIGHT: usize = 4096;
 
@@ -91,6 +93,15 @@ pub fn jetstream(client: Client) -> jetstream::Context {
         .ack_timeout(REQUEST_TIMEOUT)
         .max_ack_inflight(MAX_ACKS_IN_FLIGHT)
         .build(client)
+}
+
+/// Waits until what was sent has left the process, but not for a connection that is lost: that may never come back.
+pub async fn flush(client: &Client) {
+    match tokio::time::timeout(FLUSH_TIMEOUT, client.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the connection could not be flushed"),
+        Err(_) => tracing::debug!("the connection could not be flushed in time"),
+    }
 }
 
 async fn options(settings: &NatsSettings) -> Result<ConnectOptions, ConnectError> {

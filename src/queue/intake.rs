@@ -16,7 +16,7 @@ use async_nats::{
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Away, Delivery, StreamSettings, streams, submit::describe};
+use super::{Away, Delivery, StreamSettings, connect, streams, submit::describe};
 use crate::retry::Retry;
 
 /// How often the server is told that a message is being worked on: three times within its patience.
@@ -130,9 +130,7 @@ pub async fn pull(jetstream: Context, settings: StreamSettings, stop: Cancellati
             () = stop.cancelled() => {}
         }
     }
-    if let Err(error) = jetstream.client().flush().await {
-        tracing::debug!(%error, "the connection could not be flushed");
-    }
+    connect::flush(&jetstream.client()).await;
 }
 
 async fn pull_until_error(
