@@ -5,10 +5,17 @@
 mod support;
 
 mod batches;
+mod bad_input;
+mod commands;
+mod crash;
 mod deployment;
 mod golden;
 mod http;
 mod kubernetes_runner;
 mod local_runner;
+mod memory;
+mod once;
+mod outages;
+mod stage;
 mod support_works;
 mod whole_way;
