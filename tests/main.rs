@@ -4,8 +4,8 @@
 
 mod support;
 
-mod batches;
 mod bad_input;
+mod batches;
 mod commands;
 mod crash;
 mod deployment;
