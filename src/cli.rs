@@ -4,11 +4,11 @@ use clap::{
     Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::{
-    commands::{dumpjob::Dumpjob, startjob::Startjob},
-    config::Settings,
+    commands::{dead::Dead, dumpjob::Dumpjob, startjob::Startjob},
+    config::{Settings, at_least},
     queue::NatsSettings,
 };
 
@@ -36,6 +36,20 @@ pub enum Command {
     Dumpjob(Dumpjob),
     /// Create the Job of a request at once, past the queue
     Startjob(Startjob),
+    /// Dial no new call, on any replica, for a while or until `resume`; calls in progress go on
+    Pause {
+        /// How long, such as 10m; without it, until `resume`
+        #[arg(long = "for", value_name = "DURATION", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
+        duration: Option<Duration>,
+    },
+    /// Dial again
+    Resume,
+    /// Look after the messages that could not become calls
+    Dead {
+        /// What to do with them
+        #[command(subcommand)]
+        what: Dead,
+    },
     /// Write the JSON Schemas, OpenAPI and AsyncAPI documents
     Schema {
         /// Write one file each into this folder instead of all to standard output

@@ -1,8 +1,10 @@
 //! What the outside may ask for (accept a call, find one, page through them, how are you), in the core's own terms: the
 //! HTTP side knows this and nothing of NATS.
 
+mod cancel;
+
 use std::sync::{
-    Arc, OnceLock,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -14,10 +16,14 @@ use crate::{
     call::{Call, CallId, CallName, Change, Status, StatusEvent, validate::Parsed},
     jobs::{JobView, Key},
     log::{AppendError, StatusLog, now},
-    queue::submit::{Labels, PublishRefusal, Submitter},
+    queue::{
+        control::QueueState,
+        submit::{Labels, PublishRefusal, Submitter},
+    },
 };
 
 pub use crate::queue::Away;
+pub use cancel::BatchCancel;
 
 /// Records read from the log at once for one page.
 const READS_AT_ONCE: usize = 64;
@@ -27,6 +33,7 @@ const READS_AT_ONCE: usize = 64;
 pub struct Desk {
     parts: Arc<OnceLock<Parts>>,
     runner_listed: Arc<AtomicBool>,
+    queue: Arc<Mutex<Option<QueueState>>>,
 }
 
 /// What a desk works with.
@@ -128,6 +135,21 @@ impl Desk {
         self.runner_listed.store(true, Ordering::Relaxed);
     }
 
+    /// Notes how the queue is.
+    pub fn queue_is(&self, state: Option<QueueState>) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// How the queue was when it was looked at last; `None` while NATS does not say.
+    pub fn queue_state(&self) -> Option<QueueState> {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of the remembered calls are in a state.
+    pub fn count_of(&self, status: Status) -> usize {
+        self.parts.get().map_or(0, |parts| parts.view.count_of(status))
+    }
+
     /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
     /// when the request has none.
     ///
@@ -155,9 +177,9 @@ impl Desk {
         let parts = self.parts()?;
         if let Some(name) = CallName::of_job(name_or_id)
             && let Some(last) = parts.log.last(&name).await?
+            && (name_or_id == name.as_str() || had_attempt(&last.event, name_or_id))
         {
-            let attempt_exists = name_or_id == name.as_str() || Some(name_or_id) == last.event.job.as_deref();
-            return Ok(Some(last.event).filter(|event| attempt_exists || had_attempt(event, name_or_id)));
+            return Ok(Some(last.event));
         }
         let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
         Ok(parts.log.last(&id.name()).await?.map(|last| last.event))
@@ -252,7 +274,7 @@ impl Parts {
     }
 
     async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Away> {
-        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.record(*sequence).await) });
+        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.at(*sequence).await) });
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
         let mut events = Vec::with_capacity(found.len());
         while let Some((key, sequence, event)) = reads.next().await {
@@ -265,7 +287,7 @@ impl Parts {
     }
 
     /// `None` when the record has expired meanwhile.
-    async fn record(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
+    async fn at(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
         Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
     }
 }

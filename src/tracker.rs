@@ -105,6 +105,7 @@ pub struct Follower {
     job: String,
     sightings: Sightings,
     receiver: watch::Receiver<Sighting>,
+    first: Sighting,
 }
 
 impl Sightings {
@@ -113,9 +114,9 @@ impl Sightings {
         let mut inner = self.lock();
         let known = inner.present.get(job).cloned().map_or(Sighting::Unknown, Sighting::Present);
         let sender = inner.followers.entry(job.to_owned()).or_insert_with(|| watch::channel(Sighting::Unknown).0);
-        sender.send_replace(known);
+        sender.send_replace(known.clone());
         let receiver = sender.subscribe();
-        Follower { job: job.to_owned(), sightings: self.clone(), receiver }
+        Follower { job: job.to_owned(), sightings: self.clone(), receiver, first: known }
     }
 
     /// Wakes whoever follows a Job, for instance since its call is to be cancelled; false when nobody does.
@@ -189,17 +190,17 @@ impl Inner {
 }
 
 impl Follower {
-    /// The latest sighting, without waiting.
-    pub fn latest(&mut self) -> Sighting {
-        self.receiver.borrow_and_update().clone()
+    /// What was known when the following began; everything later comes from [`Self::next`].
+    pub fn first(&self) -> &Sighting {
+        &self.first
     }
 
-    /// Waits until there is something new, then tells the latest sighting.
+    /// Waits until there is something new, or somebody wakes, then tells the latest sighting.
     pub async fn next(&mut self) -> Sighting {
         if self.receiver.changed().await.is_err() {
             futures::future::pending::<()>().await;
         }
-        self.latest()
+        self.receiver.borrow_and_update().clone()
     }
 }
 
@@ -349,7 +350,7 @@ mod tests {
     async fn a_full_list_tells_followers_what_is_missing_and_others_what_nobody_follows() {
         let sightings = Sightings::default();
         let mut mine = sightings.follow("mine");
-        assert_eq!(mine.latest(), Sighting::Unknown);
+        assert_eq!(mine.first(), &Sighting::Unknown);
         let unfollowed = sightings.take(Observation::All(vec![job("other", false), job("old", true)]));
         assert_eq!(unfollowed, Some(vec![job("other", false)]));
         assert_eq!(mine.next().await, Sighting::Missing);

@@ -2,8 +2,11 @@
 
 pub mod banner;
 pub mod conntest;
+pub mod dead;
 pub mod dumpjob;
+pub mod link;
 pub mod manifest;
+pub mod pause;
 pub mod place;
 pub mod request_flags;
 pub mod run_attempt;
@@ -64,6 +67,9 @@ fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
             let runner = place::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
             startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
         })?,
+        Command::Pause { duration } => runtime()?.block_on(pause::pause(duration, &settings))?,
+        Command::Resume => runtime()?.block_on(pause::resume(&settings))?,
+        Command::Dead { what } => runtime()?.block_on(dead::run(what, &settings))?,
         Command::Schema { out_dir } => schema::run(out_dir.as_deref())?,
         Command::Settings => println!("{}", cli::settings_table()),
         Command::SimulateCall { .. } => {}

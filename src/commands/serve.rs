@@ -5,25 +5,28 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{banner, place};
 use crate::{
     call::Status,
     cli::Effective,
-    config::{HttpArgs, Settings},
+    config::{HttpArgs, QueueArgs, Settings},
     desk::{self, Desk},
-    dialler::{Dialler, Parts},
+    dialler::{Dialler, Limits},
     http::{self, HttpSettings},
     job::JobDefaults,
     jobs::{Brief, JobView},
     log::StatusLog,
     queue::{
-        StreamSettings,
+        Names, StreamSettings,
         connect::{self, ConnectError},
+        control,
         dead::DeadLetters,
         due,
         intake::{self, Holds},
+        pace::Pace,
+        presence::Presence,
         streams,
         submit::Submitter,
     },
@@ -32,6 +35,8 @@ use crate::{
     tracker::{self, Sightings},
 };
 
+/// How old what health and metrics tell of the queue may be.
+const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
@@ -94,8 +99,10 @@ impl Engine {
         let streams = settings.queue.settings();
         retry::forever("prepare the queue", || streams::ensure(&jetstream, &streams)).await;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
+        let bucket = retry::forever("prepare the bucket", || streams::bucket(&jetstream, &streams)).await;
+        let QueueArgs { calls_per_second, orphan_after, .. } = settings.queue;
         let handing_back = CancellationToken::new();
-        let parts = Parts {
+        let dialler = Arc::new(Dialler {
             log: log.clone(),
             runner: runner.clone(),
             sightings: Sightings::default(),
@@ -104,9 +111,12 @@ impl Engine {
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster: settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone()),
+            pace: (calls_per_second > 0.0).then(|| Pace::new(bucket.clone(), calls_per_second)),
+            presence: Presence::new(bucket, orphan_after),
             closing: handing_back.clone(),
-        };
-        let dialler = Dialler::new(parts);
+            tasks: TaskTracker::new(),
+            limits: Limits::default(),
+        });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
         engine.follow(desk, settings.queue.status_retention);
         engine.take_in(closing);
@@ -130,16 +140,19 @@ impl Engine {
         let told = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
         self.background.spawn(view.clone().follow(self.jetstream.clone(), dialler.log.clone(), stream, told));
         self.background.spawn(view.sweep(retention));
-        let (desk, others) = (desk.clone(), dialler.clone());
+        let (listed, others) = (desk.clone(), dialler.clone());
         self.background.spawn(tracker::watch_runner(
             dialler.runner.clone(),
             dialler.sightings.clone(),
             move |unfollowed| {
-                desk.runner_has_listed();
+                listed.runner_has_listed();
                 others.reconcile(unfollowed);
             },
         ));
         self.background.spawn(dialler.holds.clone().keep());
+        let (state, names) = (desk.clone(), self.streams.names.clone());
+        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
+        self.background.spawn(dialler.presence.clone().show(dialler.cluster.clone()));
     }
 
     /// Moves what comes due into the queue, and takes from the queue, until `closing`.
@@ -164,9 +177,7 @@ impl Engine {
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
             tracing::warn!(messages = self.dialler.holds.count(), "not everything was handed back in time");
         }
-        if let Err(error) = self.client.flush().await {
-            tracing::debug!(%error, "the connection could not be flushed");
-        }
+        connect::flush(&self.client).await;
     }
 }
 
@@ -176,6 +187,16 @@ fn wake_if_cancelling(sightings: &Sightings, brief: &Brief) {
         && let Some(job) = &brief.job
     {
         sightings.wake(job);
+    }
+}
+
+/// Keeps, for ever, what health and metrics tell of the queue.
+async fn look_at_queue(jetstream: jetstream::Context, names: Names, desk: Desk) {
+    let mut ticks = tokio::time::interval(QUEUE_LOOK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        desk.queue_is(control::state(&jetstream, &names).await.ok());
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     decide::{Asked, Step, decide},
 };
 use crate::{
-    call::{Call, Change, Outcome, StatusEvent},
+    call::{Call, Change, Outcome, StatusEvent, status::Ended},
     job::{Ending, ObservedJob, Phase, build::build},
     log::{AppendError, Recorded, now},
     queue::{Delivery, intake::Settlement, submit::Labels},
@@ -30,7 +30,7 @@ pub(super) struct Life<'a> {
     origin: Origin,
     last: Option<Recorded>,
     patience: Retry,
-    started: bool,
+    has_turn: bool,
 }
 
 /// What follows a step.
@@ -46,7 +46,7 @@ impl<'a> Life<'a> {
     pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery) -> Self {
         let origin = Origin::from(&delivery);
         let patience = Retry::new(format!("start {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, patience, started: false }
+        Self { dialler, call, asked, delivery, origin, last: None, patience, has_turn: false }
     }
 
     /// Step by step until the message is settled.
@@ -75,7 +75,8 @@ impl<'a> Life<'a> {
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
             Step::Redial => self.redial().await,
-            Step::GiveBack => Next::Settle(Settlement::GiveBack(Some(ELSEWHERE_DELAY))),
+            Step::Wait(due) => Next::Settle(Settlement::GiveBack(Some(until(due)))),
+            Step::GiveBack => self.give_back().await,
             Step::Done => DONE,
             Step::Conflict => self.conflict().await,
         }
@@ -118,7 +119,19 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// Claims the attempt, at its turn. While it waited for that, the call may have been cancelled or have expired: so it is
+    /// decided on again.
     async fn claim(&mut self, attempt: u32) -> Next {
+        if let Some(pace) = &self.dialler.pace
+            && !std::mem::take(&mut self.has_turn)
+        {
+            tokio::select! {
+                turn = retry::forever("reserve a turn", || pace.turn()) => turn,
+                () = self.dialler.closing.cancelled() => return HAND_BACK,
+            }
+            self.has_turn = true;
+            return Next::Decide;
+        }
         let change = Change::Pending {
             attempt,
             cluster: self.dialler.cluster.clone(),
@@ -136,15 +149,17 @@ impl<'a> Life<'a> {
         let order = build(&self.call, attempt, &self.dialler.defaults);
         let mut follower = self.dialler.sightings.follow(order.name());
         let result = {
-            let Ok(_permit) = self.dialler.starts.acquire().await else { return HAND_BACK };
+            let Ok(_permit) = self.dialler.limits.starts.acquire().await else { return HAND_BACK };
             self.dialler.runner.start(&order).await
         };
         match result {
             Ok(()) => {
                 fail::fail_point!("after-start", |_| HAND_BACK);
                 self.patience.worked();
-                self.started = true;
-                self.follow(&mut follower, Facts::Waiting).await
+                match self.facts(follower.first().clone()).await {
+                    Ok(facts) => self.follow(&mut follower, facts).await,
+                    Err(error) => self.wait_after(error).await,
+                }
             }
             Err(StartError::Later(error)) => {
                 let wait = error.retry_after.unwrap_or_default().max(self.patience.failed(&error));
@@ -177,20 +192,21 @@ impl<'a> Life<'a> {
 
     /// Appends what the Job shows until the attempt is over, the log was changed by somebody else, or the process is to end.
     async fn follow(&mut self, follower: &mut Follower, facts: Facts) -> Next {
-        let mut facts = facts;
+        let (mut facts, mut seen) = (facts, follower.first().clone());
         loop {
             if self.catch_up(&facts).await {
                 return self.after_catching_up();
             }
-            let before = follower.latest();
             let sighting = tokio::select! {
                 sighting = follower.next() => sighting,
                 () = self.dialler.closing.cancelled() => return HAND_BACK,
             };
-            if sighting == before {
+            if sighting == seen {
+                // Nothing new of the Job: somebody woke us, since the log has changed.
                 self.read().await;
                 return Next::Decide;
             }
+            seen = sighting.clone();
             match self.facts(sighting).await {
                 Ok(next) => facts = next,
                 Err(error) => return self.wait_after(error).await,
@@ -229,7 +245,8 @@ impl<'a> Life<'a> {
         match sighting {
             Sighting::Present(job) => tracker::facts_of(runner, &job).await,
             Sighting::Removed(job) => Ok(removed(&job)),
-            Sighting::Unknown | Sighting::Missing => tracker::facts(runner, &self.job()).await,
+            Sighting::Unknown => Ok(Facts::Waiting),
+            Sighting::Missing => tracker::facts(runner, &self.job()).await,
         }
     }
 
@@ -241,6 +258,21 @@ impl<'a> Life<'a> {
         match self.asked.not_after {
             Some(end) if end <= due_at => self.record(Change::Expired).await,
             _ => self.record(Change::Scheduled { due_at }).await,
+        }
+    }
+
+    /// Another cluster has the call. Only when that one was not heard of for long is it given up; it is never dialled again.
+    async fn give_back(&mut self) -> Next {
+        let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else { return Next::Decide };
+        let cluster = last.cluster.unwrap_or_default();
+        match self.dialler.presence.is_given_up(&cluster, last.time).await {
+            Ok(true) => self.record(Change::Ended(orphaned(&cluster))).await,
+            Ok(false) => Next::Settle(Settlement::GiveBack(Some(ELSEWHERE_DELAY))),
+            Err(away) => {
+                let wait = self.patience.failed(away);
+                self.pause(wait).await;
+                Next::Decide
+            }
         }
     }
 
@@ -285,6 +317,23 @@ impl<'a> Life<'a> {
             () = tokio::time::sleep(wait) => {}
             () = self.dialler.closing.cancelled() => {}
         }
+    }
+}
+
+fn until(moment: Timestamp) -> Duration {
+    Duration::try_from(moment.duration_since(now())).unwrap_or_default()
+}
+
+/// Nobody can know how a call of a cluster that is no more has ended.
+fn orphaned(cluster: &str) -> Ended {
+    Ended {
+        outcome: Outcome::Error,
+        sip_code: None,
+        exit_code: None,
+        completed_at: now(),
+        reason: Some(format!("cluster {cluster}, which had claimed the call, has not been heard of for too long")),
+        message: None,
+        redial: false,
     }
 }
 

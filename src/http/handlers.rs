@@ -6,9 +6,9 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use warp::reply::Response;
 
-use super::problem::{Kind, Problem};
+use super::problem::Problem;
 use super::view::{self, Accepted, Job, Ready};
-use super::{HttpSettings, guard, intake, query};
+use super::{HttpSettings, guard, intake, metrics, query};
 use crate::call::validate;
 use crate::desk::Desk;
 
@@ -54,13 +54,44 @@ pub(super) async fn show(desk: &Desk, tail: &str) -> Result<Response, Problem> {
     let name_or_id = query::name_or_id(tail)?;
     match desk.find(&name_or_id).await? {
         Some(event) => Ok(view::json(StatusCode::OK, &Job::from(&event))),
-        None => Err(Problem::new(Kind::NoSuchCall, format!("no call has the name or id `{name_or_id}`"))),
+        None => Err(Problem::no_such_call(&name_or_id)),
     }
 }
 
-/// `GET /health`, as the seed answers it: the process serves.
-pub(super) fn health() -> Response {
+/// `DELETE /jobs/{name}`: what waits ends at once, what runs is being stopped, what has ended stays as it is.
+pub(super) async fn cancel(desk: &Desk, headers: &HeaderMap, tail: &str) -> Result<Response, Problem> {
+    guard::same_origin(headers)?;
+    let name_or_id = query::name_or_id(tail)?;
+    match desk.cancel(&name_or_id).await? {
+        Some(event) => Ok(view::json(StatusCode::ACCEPTED, &Job::from(&event))),
+        None => Err(Problem::no_such_call(&name_or_id)),
+    }
+}
+
+/// `DELETE /jobs?batch=`: the same for every call of a batch; the answer counts them.
+pub(super) async fn cancel_batch(desk: &Desk, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
+    guard::same_origin(headers)?;
+    let batch = query::batch(raw_query)?;
+    Ok(view::json(StatusCode::ACCEPTED, &desk.cancel_batch(&batch).await?))
+}
+
+/// `GET /health`, as the seed answers it (the process serves), and how the queue was when it was asked last; null while that is
+/// not known.
+pub(super) fn health(desk: &Desk) -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    view::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": desk.queue_state() }))
+}
+
+/// `GET /livez`: the process serves.
+pub(super) fn live() -> Response {
     view::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `GET /metrics`.
+pub(super) fn metrics(desk: &Desk) -> Response {
+    let mut response = Response::new(metrics::text(desk).into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::MEDIA_TYPE));
+    response
 }
 
 /// `GET /readyz`: what is ready and what is not, by name.

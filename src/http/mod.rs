@@ -7,6 +7,7 @@
 mod guard;
 mod handlers;
 mod intake;
+mod metrics;
 mod problem;
 mod query;
 mod routes;

@@ -90,6 +90,11 @@ impl Problem {
         Self { kind, detail: detail.into(), errors: Vec::new(), allow: None }
     }
 
+    /// 404 for a name or id that no call has.
+    pub(super) fn no_such_call(name_or_id: &str) -> Self {
+        Self::new(Kind::NoSuchCall, format!("no call has the name or id `{name_or_id}`"))
+    }
+
     /// 422 with every field that is wrong.
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {

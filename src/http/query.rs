@@ -32,6 +32,24 @@ pub(super) fn page(raw: &str) -> Result<PageQuery, Problem> {
     if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
 }
 
+/// Reads the query of `DELETE /jobs`: `batch`, and nothing else, so that a mistyped filter never cancels more than was meant.
+///
+/// # Errors
+/// As for [`page`], and 422 when no batch is named.
+pub(super) fn batch(raw: &str) -> Result<String, Problem> {
+    let PageQuery { status, batch, limit, cursor } = page(raw)?;
+    let refuse = |field: &str, message: &str| {
+        Err(Problem::invalid(vec![FieldError { field: field.to_owned(), message: message.to_owned() }]))
+    };
+    match batch.filter(|batch| !batch.is_empty()) {
+        _ if status.is_some() || cursor.is_some() || limit != DEFAULT_LIMIT => {
+            refuse("", "only `batch` is accepted: all its calls that have not ended are cancelled")
+        }
+        Some(batch) => Ok(batch),
+        None => refuse("batch", "is needed: the batch whose calls are to be cancelled"),
+    }
+}
+
 fn set(query: &mut PageQuery, name: &str, value: String) -> Result<(), String> {
     match name {
         "limit" => query.limit = limit(&value)?,

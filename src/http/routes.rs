@@ -16,6 +16,7 @@ use crate::desk::Desk;
 
 const READ: &str = "GET, HEAD, OPTIONS";
 const SUBMIT: &str = "POST, OPTIONS";
+const READ_OR_CANCEL: &str = "GET, HEAD, DELETE, OPTIONS";
 
 /// The whole API; it rejects nothing.
 ///
@@ -27,7 +28,7 @@ pub(super) fn api(
     let desk = Arc::new(desk);
     let plain = plain(&settings.openapi);
     let routes = call(desk.clone(), settings).or(jobs(desk.clone())).unify().or(job(desk.clone())).unify();
-    closed(routes.or(ready(desk)).unify().or(plain).unify())
+    closed(routes.or(state(desk)).unify().or(plain).unify())
 }
 
 /// What needs no desk.
@@ -36,9 +37,7 @@ fn plain(
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
     let openapi = Bytes::from(openapi.to_string());
     let openapi = read(warp::path!("openapi.json"), move || handlers::openapi(openapi.clone()));
-    let health = read(warp::path!("health"), handlers::health);
-    let livez = read(warp::path!("livez"), handlers::health);
-    health.or(livez).unify().or(openapi).unify()
+    read(warp::path!("livez"), handlers::live).or(openapi).unify()
 }
 
 /// `POST /call`.
@@ -57,28 +56,42 @@ fn call(
     warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
 }
 
-/// `GET /jobs`.
+/// `GET /jobs`, `DELETE /jobs?batch=`.
 fn jobs(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let list = get_or_head()
-        .and(with(desk))
+        .and(with(desk.clone()))
         .and(raw_query)
         .then(|desk: Arc<Desk>, query: String| async move { answer(handlers::list(&desk, &query).await) });
-    warp::path!("jobs").and(list.or(other_methods(READ)).unify())
+    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(raw_query).then(
+        |desk: Arc<Desk>, headers: HeaderMap, query: String| async move {
+            answer(handlers::cancel_batch(&desk, &headers, &query).await)
+        },
+    );
+    warp::path!("jobs").and(list.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /jobs/{name}`.
+/// `GET /jobs/{name}`, `DELETE /jobs/{name}`.
 fn job(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let show = get_or_head()
-        .and(with(desk))
+        .and(with(desk.clone()))
         .and(warp::path::tail())
         .then(|desk: Arc<Desk>, tail: Tail| async move { answer(handlers::show(&desk, tail.as_str()).await) });
-    warp::path("jobs").and(show.or(other_methods(READ)).unify())
+    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(warp::path::tail()).then(
+        |desk: Arc<Desk>, headers: HeaderMap, tail: Tail| async move {
+            answer(handlers::cancel(&desk, &headers, tail.as_str()).await)
+        },
+    );
+    warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /readyz`.
-fn ready(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
-    read(warp::path!("readyz"), move || handlers::ready(&desk))
+/// `GET /health`, `GET /readyz`, `GET /metrics`.
+fn state(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let (of_health, of_metrics) = (desk.clone(), desk.clone());
+    let health = read(warp::path!("health"), move || handlers::health(&of_health));
+    let ready = read(warp::path!("readyz"), move || handlers::ready(&desk));
+    let metrics = read(warp::path!("metrics"), move || handlers::metrics(&of_metrics));
+    health.or(ready).unify().or(metrics).unify()
 }
 
 /// A path that is only read, and has its answer at hand.
@@ -153,7 +166,7 @@ mod tests {
             let (parts, body) = ask("GET", path).await;
             assert_eq!(parts.status, 200, "{path}");
             let body: Value = serde_json::from_slice(&body).unwrap();
-            assert_eq!(body, json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")}));
+            assert_eq!((&body["status"], &body["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
         }
     }
 
@@ -167,8 +180,8 @@ mod tests {
     async fn a_method_that_a_path_does_not_take_is_405_with_those_it_takes() {
         let table = [
             ("/call", SUBMIT, "GET HEAD PUT DELETE PATCH TRACE BREW"),
-            ("/jobs", READ, "POST PUT DELETE"),
-            ("/jobs/a%2Fb", READ, "POST PUT PATCH"),
+            ("/jobs", READ_OR_CANCEL, "POST PUT"),
+            ("/jobs/a%2Fb", READ_OR_CANCEL, "POST PUT PATCH"),
             ("/health", READ, "POST DELETE CONNECT"),
             ("/readyz", READ, "POST"),
         ];
@@ -239,6 +252,20 @@ mod tests {
             let (parts, body) = ask("GET", path).await;
             assert_eq!((parts.status.as_u16(), status_of(&body)), (status, json!(status)), "{path}");
             assert_eq!(parts.headers.contains_key("retry-after"), status == 503, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cancel_names_its_calls_and_comes_from_no_other_site() {
+        let table =
+            [("/jobs", 422), ("/jobs?batch=", 422), ("/jobs?batch=a&status=queued", 422), ("/jobs?batch=a", 503)];
+        for (path, status) in table {
+            assert_eq!(ask("DELETE", path).await.0.status, status, "{path}");
+        }
+        assert_eq!(ask("DELETE", "/jobs/a").await.0.status, 503);
+        for path in ["/jobs/a", "/jobs?batch=a"] {
+            let request = warp::test::request().method("DELETE").path(path).header("sec-fetch-site", "cross-site");
+            assert_eq!(request.reply(&routes()).await.status(), 403, "{path}");
         }
     }
 

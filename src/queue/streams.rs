@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{
     Context,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    kv,
     stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType},
 };
 
@@ -40,6 +41,8 @@ pub struct Names {
     pub dead: String,
     /// The durable consumer of the queue.
     pub consumer: String,
+    /// The bucket for what the replicas share beside calls.
+    pub bucket: String,
 }
 
 impl Default for Names {
@@ -55,6 +58,7 @@ impl Default for Names {
             dead_stream: "SIP_DEAD".to_owned(),
             dead: "sip.dead".to_owned(),
             consumer: "dialler".to_owned(),
+            bucket: "SIP_OPERATOR".to_owned(),
         }
     }
 }
@@ -89,8 +93,28 @@ pub async fn ensure(jetstream: &Context, settings: &StreamSettings) -> Result<Pu
     consumer(jetstream, settings).await
 }
 
+/// The bucket for what the replicas share beside calls: the pace, and which clusters there are.
+///
+/// # Errors
+/// [`Away`] with the server's words.
+pub async fn bucket(jetstream: &Context, settings: &StreamSettings) -> Result<kv::Store, Away> {
+    let config = kv::Config {
+        bucket: settings.names.bucket.clone(),
+        description: "what the replicas of the operator share".to_owned(),
+        history: 1,
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        ..Default::default()
+    };
+    let store = jetstream.create_or_update_key_value(config).await;
+    store.map_err(|error| Away(format!("bucket {} could not be created or updated: {error}", settings.names.bucket)))
+}
+
 async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, Away> {
     let names = &settings.names;
+    // An update without the moment would end a pause.
+    let known = jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await;
+    let pause_until = known.ok().and_then(|consumer: PullConsumer| consumer.cached_info().config.pause_until);
     let config = pull::Config {
         durable_name: Some(names.consumer.clone()),
         description: Some("one unacknowledged message is one call in progress".to_owned()),
@@ -101,6 +125,7 @@ async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<Pull
         filter_subject: names.calls.clone(),
         max_ack_pending: settings.max_active_calls,
         max_waiting: 512,
+        pause_until,
         ..Default::default()
     };
     jetstream

@@ -11,7 +11,7 @@ use async_nats::{
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Away, Delivery, HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT, Names};
+use super::{Away, Delivery, HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT, Names};
 use crate::call::{CallId, CallName};
 
 /// Header of the server's scheduler: when to fire (ADR-51).
@@ -25,6 +25,7 @@ pub struct Submitter {
     jetstream: Context,
     calls: Subject,
     schedule: String,
+    schedule_stream: String,
     due: String,
 }
 
@@ -56,7 +57,13 @@ pub enum PublishRefusal {
 impl Submitter {
     /// Publishes to the subjects given.
     pub fn new(jetstream: Context, names: &Names) -> Self {
-        Self { jetstream, calls: names.calls.clone().into(), schedule: names.schedule.clone(), due: names.due.clone() }
+        Self {
+            jetstream,
+            calls: names.calls.clone().into(),
+            schedule: names.schedule.clone(),
+            schedule_stream: names.schedule_stream.clone(),
+            due: names.due.clone(),
+        }
     }
 
     /// Puts a request into the queue and returns once the server has stored it.
@@ -80,9 +87,21 @@ impl Submitter {
         body: Bytes,
     ) -> Result<(), PublishRefusal> {
         let mut headers = headers(labels);
+        headers.insert(HEADER_DUE, due.to_string().as_str());
         headers.insert(NATS_SCHEDULE, format!("@at {due}").as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.due.as_str());
         self.send(self.schedule_subject(name, labels.attempt).into(), headers, body).await
+    }
+
+    /// Takes the timer of an attempt away.
+    ///
+    /// # Errors
+    /// [`Away`]; it may fire then.
+    pub async fn unschedule(&self, name: &CallName, attempt: u32) -> Result<(), Away> {
+        let away = |error: &dyn std::error::Error| Away(describe(error));
+        let stream = self.jetstream.get_stream_no_info(&self.schedule_stream).await.map_err(|error| away(&error))?;
+        let purge = stream.purge().filter(self.schedule_subject(name, attempt)).await;
+        purge.map(|_| ()).map_err(|error| away(&error))
     }
 
     /// The subject that holds the schedule of an attempt.
@@ -96,7 +115,7 @@ impl Submitter {
     /// [`PublishRefusal`], as for [`Self::publish`].
     pub async fn forward(&self, delivery: &Delivery) -> Result<(), PublishRefusal> {
         let mut headers = HeaderMap::new();
-        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT] {
+        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
             }

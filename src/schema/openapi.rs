@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::{info, received, sent};
 use crate::call::{CallRequest, Status};
+use crate::desk::BatchCancel;
 use crate::http::{Accepted, Job};
+use crate::queue::control::QueueState;
 
 pub(super) fn document() -> Value {
     json!({
@@ -20,11 +22,12 @@ pub(super) fn document() -> Value {
         ],
         "paths": {
             "/call": {"post": submit()},
-            "/jobs": {"get": list()},
-            "/jobs/{name}": {"get": show()},
+            "/jobs": {"get": list(), "delete": cancel_batch()},
+            "/jobs/{name}": {"get": show(), "delete": cancel()},
             "/health": {"get": health("health", "Whether the process serves")},
             "/livez": {"get": health("livez", "The same as /health, under the name that Kubernetes uses")},
             "/readyz": {"get": ready()},
+            "/metrics": {"get": metrics()},
             "/openapi.json": {"get": openapi()},
         },
         "components": {"schemas": schemas(), "responses": problems()},
@@ -37,10 +40,14 @@ fn schemas() -> Value {
         "Accepted": sent::<Accepted<'static>>("Accepted call"),
         "Job": sent::<Job<'static>>("Call"),
         "Status": sent::<Status>("Status"),
+        "BatchCancel": sent::<BatchCancel>("Cancelled batch"),
+        "QueueState": sent::<QueueState>("State of the queue"),
         "Health": {
             "type": "object",
             "required": ["status", "version"],
-            "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."}},
+            "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."},
+                "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "How the queue is, at most a few seconds old; null while NATS does not say. Only in /health."},
+            },
         },
         "Ready": readiness(),
         "Problem": problem(),
@@ -191,15 +198,57 @@ fn show() -> Value {
         "operationId": "showCall",
         "tags": ["calls"],
         "summary": "See how a call is",
-        "parameters": [{
-            "name": "name",
-            "in": "path",
-            "required": true,
-            "description": "The name of any of the call's Jobs, or the call's id (percent-encoded).",
-            "schema": {"type": "string"},
-        }],
+        "parameters": [name_or_id()],
         "responses": responses("200", body("The call.", &component("Job")), &["400", "404", "500", "503"]),
     })
+}
+
+fn name_or_id() -> Value {
+    json!({
+        "name": "name",
+        "in": "path",
+        "required": true,
+        "description": "The name of any of the call's Jobs, or the call's id (percent-encoded).",
+        "schema": {"type": "string"},
+    })
+}
+
+fn cancel() -> Value {
+    let good = body(
+        "The call's state from now on: `cancelled` when it was waiting, `cancelling` while its Job is being stopped, or as it had ended.",
+        &component("Job"),
+    );
+    json!({
+        "operationId": "cancelCall",
+        "tags": ["calls"],
+        "summary": "Cancel a call; asking again changes nothing",
+        "parameters": [name_or_id()],
+        "responses": responses("202", good, &["400", "403", "404", "500", "503"]),
+    })
+}
+
+fn cancel_batch() -> Value {
+    json!({
+        "operationId": "cancelBatch",
+        "tags": ["calls"],
+        "summary": "Cancel every call of a batch that has not ended",
+        "parameters": [{
+            "name": "batch",
+            "in": "query",
+            "required": true,
+            "description": "The batch. No other parameter is accepted.",
+            "schema": {"type": "string"},
+        }],
+        "responses": responses("202", body("How many, by what became of them.", &component("BatchCancel")), &["400", "403", "422", "500", "503"]),
+    })
+}
+
+fn metrics() -> Value {
+    let good = json!({
+        "description": "Gauges, as OpenMetrics text.",
+        "content": {"application/openmetrics-text": {"schema": {"type": "string"}}},
+    });
+    json!({"operationId": "metrics", "tags": ["operation"], "summary": "What there is to measure", "responses": responses("200", good, &[])})
 }
 
 fn health(id: &str, summary: &str) -> Value {

@@ -1,0 +1,84 @@
+//! `GET /metrics`: what the desk knows, as OpenMetrics text. Gauges that are read at the moment of a scrape, so that nothing has
+//! to be kept up to date on the hot path.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::{call::Status, desk::Desk, queue::control::QueueState};
+
+/// Media type of the answer (OpenMetrics 1.0).
+pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CheckLabel {
+    check: &'static str,
+}
+
+/// Everything there is to measure, now.
+pub(super) fn text(desk: &Desk) -> String {
+    let mut registry = Registry::with_prefix("sipstuff");
+    calls(&mut registry, desk);
+    checks(&mut registry, desk);
+    if let Some(state) = desk.queue_state() {
+        queue(&mut registry, state);
+    }
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+fn calls(registry: &mut Registry, desk: &Desk) {
+    let family = Family::<StatusLabel, Gauge>::default();
+    registry.register("calls", "Calls that are remembered, by their present status", family.clone());
+    for status in Status::ALL {
+        set(&family.get_or_create(&StatusLabel { status: status.as_str() }), desk.count_of(status) as u64);
+    }
+}
+
+fn checks(registry: &mut Registry, desk: &Desk) {
+    let family = Family::<CheckLabel, Gauge>::default();
+    registry.register("ready", "Whether a thing that the operator needs is ready", family.clone());
+    for check in desk.readiness() {
+        set(&family.get_or_create(&CheckLabel { check: check.name }), u64::from(check.ready));
+    }
+}
+
+fn queue(registry: &mut Registry, state: QueueState) {
+    let QueueState { backlog, in_progress, max_in_progress, paused_until } = state;
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        set(&gauge, value);
+        registry.register(name, help, gauge);
+    };
+    gauge("queue_backlog", "Calls that wait to be dialled", backlog);
+    gauge("queue_in_progress", "Calls in progress, over all replicas", in_progress);
+    gauge("queue_max_in_progress", "Most calls in progress at once", u64::try_from(max_in_progress).unwrap_or(0));
+    gauge("queue_paused", "1 while no new call is dialled", u64::from(paused_until.is_some()));
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_and_check_has_its_gauge() {
+        let text = text(&Desk::default());
+        for status in Status::ALL {
+            assert!(text.contains(&format!("sipstuff_calls{{status=\"{status}\"}} 0\n")), "{text}");
+        }
+        assert!(text.contains("sipstuff_ready{check=\"nats\"} 0\n") && text.ends_with("# EOF\n"), "{text}");
+    }
+}
