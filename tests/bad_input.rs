@@ -191,8 +191,8 @@ async fn headers_that_make_no_sense_are_no_harm() {
     }
     a_good_call_goes_through(&stage, &mut operator, "good").await;
     assert_eq!(stage.end_of("own").await.status, Status::Succeeded);
-    for n in 0..forged.len() {
-        assert_eq!(stage.end_of(&format!("forged-{n}")).await.status, Status::Succeeded, "{:?}", forged[n]);
+    for (n, header) in forged.iter().enumerate() {
+        assert_eq!(stage.end_of(&format!("forged-{n}")).await.status, Status::Succeeded, "{header:?}");
         assert_eq!(stage.calls_with(&format!("forged-{n}")), 1);
     }
     for (reason, _) in dead_letters(&stage).await {
