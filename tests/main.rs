@@ -11,4 +11,5 @@ mod http;
 mod kubernetes_runner;
 mod local_runner;
 mod support_works;
+mod torture;
 mod whole_way;
