@@ -194,7 +194,8 @@ impl Dialler {
                 last = next;
             }
         }
-        if last.event.is_final || last.event.attempt > job.attempt {
+        let has_ended = last.event.attempt == job.attempt && !last.event.status.is_active();
+        if has_ended || last.event.is_final || last.event.attempt > job.attempt {
             self.release(job.name.clone());
         }
     }
