@@ -43,7 +43,8 @@ async fn whatever_fails_every_accepted_call_has_one_end_and_no_attempt_is_starte
     let traffic = tokio::spawn(traffic::run(Arc::clone(&world), Arc::clone(&answers)));
     let faults = tokio::spawn(faults::inject(Arc::clone(&world), Arc::clone(&injected)));
     let (traffic, faults) = tokio::join!(traffic, faults);
-    (traffic.expect("every request is answered"), faults.expect("every fault can be injected"));
+    traffic.expect("every request is answered");
+    faults.expect("every fault can be injected");
     world.heal();
     let drained = drained(&world).await;
     let released = checks::all_released(&world).await;
