@@ -18,4 +18,5 @@ mod once;
 mod outages;
 mod stage;
 mod support_works;
+mod torture;
 mod whole_way;

@@ -12,7 +12,11 @@ use crate::{
     call::{Call, Change, Outcome, StatusEvent, status::Ended},
     job::{Ending, ObservedJob, Phase, build::build},
     log::{AppendError, Recorded, now},
-    queue::{Delivery, intake::Settlement, submit::Labels},
+    queue::{
+        Delivery,
+        intake::{Room, Settlement},
+        submit::Labels,
+    },
     retry::{self, Retry},
     runner::StartError,
     tracker::{self, Facts, Follower, Sighting},
@@ -31,6 +35,7 @@ pub(super) struct Life<'a> {
     last: Option<Recorded>,
     patience: Retry,
     has_turn: bool,
+    room: Option<Room>,
 }
 
 /// What follows a step.
@@ -43,10 +48,10 @@ const DONE: Next = Next::Settle(Settlement::Done);
 const HAND_BACK: Next = Next::Settle(Settlement::GiveBack(None));
 
 impl<'a> Life<'a> {
-    pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery) -> Self {
+    pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery, room: Room) -> Self {
         let origin = Origin::from(&delivery);
         let patience = Retry::new(format!("start {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, patience, has_turn: false }
+        Self { dialler, call, asked, delivery, origin, last: None, patience, has_turn: false, room: Some(room) }
     }
 
     /// Step by step until the message is settled.
@@ -194,6 +199,7 @@ impl<'a> Life<'a> {
 
     /// Appends what the Job shows until the attempt is over, the log was changed by somebody else, or the process is to end.
     async fn follow(&mut self, follower: &mut Follower, facts: Facts) -> Next {
+        self.room = None;
         let (mut facts, mut seen) = (facts, follower.first().clone());
         loop {
             if self.catch_up(&facts).await {

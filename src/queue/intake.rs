@@ -13,7 +13,8 @@ use async_nats::{
     Client, Subject,
     jetstream::{AckKind, Context, consumer::pull},
 };
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Away, Delivery, StreamSettings, connect, streams, submit::describe};
@@ -25,8 +26,8 @@ const IN_PROGRESS_EVERY: Duration = Duration::from_secs(streams::ACK_WAIT.as_sec
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// How often the server shows that a waiting pull request is alive; two missed ones and the pull is made anew.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Most messages asked for at once: what may lie in memory without being worked on.
-const MAX_BATCH: usize = 256;
+/// Most messages that are taken and not under way yet: several times what an API server makes at once.
+const MAX_AHEAD: usize = 128;
 
 /// The messages that are being worked on.
 #[derive(Clone)]
@@ -117,12 +118,27 @@ impl Holds {
     }
 }
 
-/// Brings messages to `work` until `stop`. After a lost connection, a stall or a deleted consumer everything is made anew. When it
+/// Room for one message that is taken and not under way yet; dropped once its Job is there, or it is settled.
+pub type Room = OwnedSemaphorePermit;
+
+/// How many messages one replica may take ahead of their Jobs. A quarter of all: a replica whose cluster does not answer would
+/// otherwise draw every call that ends elsewhere, until nobody dials any more.
+fn ahead(settings: &StreamSettings) -> usize {
+    usize::try_from(settings.max_active_calls / 4).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
+}
+
+/// Brings messages to `work` until `stop`, as long as there is [`Room`]. After a lost connection, a stall or a deleted consumer everything is made anew. When it
 /// returns, the server knows that nothing more is wanted here: what is handed back then goes to somebody else.
-pub async fn pull(jetstream: Context, settings: StreamSettings, stop: CancellationToken, work: impl Fn(Delivery)) {
+pub async fn pull(
+    jetstream: Context,
+    settings: StreamSettings,
+    stop: CancellationToken,
+    work: impl Fn(Delivery, Room),
+) {
+    let rooms = Arc::new(Semaphore::new(ahead(&settings)));
     let mut trouble = Retry::new("pull from the queue");
     while !stop.is_cancelled() {
-        let pulled = pull_until_error(&jetstream, &settings, &stop, &work).await;
+        let pulled = pull_until_error(&jetstream, &settings, &rooms, &stop, &work).await;
         let Err(error) = pulled else { break };
         let wait = trouble.failed(error);
         tokio::select! {
@@ -136,11 +152,17 @@ pub async fn pull(jetstream: Context, settings: StreamSettings, stop: Cancellati
 async fn pull_until_error(
     jetstream: &Context,
     settings: &StreamSettings,
+    rooms: &Arc<Semaphore>,
     stop: &CancellationToken,
-    work: &impl Fn(Delivery),
+    work: &impl Fn(Delivery, Room),
 ) -> Result<(), Away> {
     let mut messages = subscribe(jetstream, settings).await?;
     loop {
+        let room = tokio::select! {
+            biased;
+            room = rooms.clone().acquire_owned() => room.map_err(|error| Away(error.to_string()))?,
+            () = stop.cancelled() => return give_back(&mut messages).await,
+        };
         let next = tokio::select! {
             biased;
             next = messages.next() => next,
@@ -148,17 +170,24 @@ async fn pull_until_error(
         };
         let message = next.ok_or_else(|| Away("the stream of messages ended".to_owned()))?;
         if let Some(delivery) = Delivery::of(message.map_err(|error| Away(describe(&error)))?) {
-            work(delivery);
+            work(delivery, room);
         }
     }
 }
 
+/// Hands back at once what has come and was not taken.
+async fn give_back(messages: &mut pull::Stream) -> Result<(), Away> {
+    while let Some(Some(Ok(message))) = messages.next().now_or_never() {
+        message.ack_with(AckKind::Nak(None)).await.map_err(|error| Away(error.to_string()))?;
+    }
+    Ok(())
+}
+
 async fn subscribe(jetstream: &Context, settings: &StreamSettings) -> Result<pull::Stream, Away> {
     let consumer = streams::ensure(jetstream, settings).await?;
-    let batch = usize::try_from(settings.max_active_calls).unwrap_or(MAX_BATCH).clamp(1, MAX_BATCH);
     consumer
         .stream()
-        .max_messages_per_batch(batch)
+        .max_messages_per_batch(ahead(settings))
         .expires(PULL_EXPIRES)
         .heartbeat(PULL_HEARTBEAT)
         .messages()
