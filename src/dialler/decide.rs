@@ -109,13 +109,12 @@ fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str) -> Step {
     if last.queue_sequence != Some(asked.sequence) {
         return Step::Done;
     }
-    if last.cluster.as_deref() != Some(cluster) {
-        return Step::GiveBack;
-    }
     match last.status {
+        // Its Job has ended, so nothing of it is left that only its cluster could see to.
+        Status::Failed => Step::Redial,
+        _ if last.cluster.as_deref() != Some(cluster) => Step::GiveBack,
         Status::Pending => Step::Start,
         Status::Cancelling => Step::Stop,
-        Status::Failed => Step::Redial,
         _ => Step::Watch,
     }
 }
@@ -220,6 +219,12 @@ mod tests {
             (
                 "failed, a redial to come",
                 Some(after(vec![pending(1, HERE), running(), busy(true)])),
+                asked(1, SEQUENCE),
+                Step::Redial,
+            ),
+            (
+                "failed elsewhere, a redial to come",
+                Some(after(vec![pending(1, "there"), running(), busy(true)])),
                 asked(1, SEQUENCE),
                 Step::Redial,
             ),
