@@ -4,6 +4,7 @@
 //! message that is delivered again and a log that says what it means.
 
 pub mod decide;
+mod fate;
 mod steps;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Call, CallId, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate},
-    job::{JobDefaults, ObservedJob},
+    job::{JobDefaults, ObservedJob, Phase},
     log::{AppendError, Recorded, StatusLog, now},
     queue::{
         Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
@@ -162,15 +163,24 @@ impl Dialler {
         }
         let has_ended = last.event.attempt == job.attempt && !last.event.status.is_active();
         if has_ended || last.event.is_final || last.event.attempt > job.attempt {
-            self.release(job.name.clone());
+            let is_ours = last.event.fingerprint == job.fingerprint;
+            let is_over = !is_ours || matches!(job.phase, Phase::Finished { .. });
+            self.let_go(job.name.clone(), is_over, last.event.status);
         }
     }
 
-    /// Lets a Job go whose outcome is recorded; in the background, since the call does not wait for it.
-    fn release(&self, job: String) {
+    /// Lets a Job go whose call has its end in the log; in the background, since the call does not wait for it. One that lives
+    /// though its call is recorded as one that is not made, as after a start that came too late, is stopped.
+    fn let_go(&self, job: String, is_over: bool, status: Status) {
+        let is_stray = !is_over && matches!(status, Status::Cancelled | Status::Expired | Status::Rejected);
         let runner = self.runner.clone();
         self.tasks.spawn(async move {
-            retry::forever("let a settled Job go", || runner.release(&job)).await;
+            if is_stray {
+                tracing::warn!(job, %status, "a Job lives though its call is over, it is stopped");
+                retry::forever("stop a Job whose call is over", || runner.stop(&job)).await;
+            } else {
+                retry::forever("let a settled Job go", || runner.release(&job)).await;
+            }
         });
     }
 }
