@@ -10,8 +10,11 @@ use std::{
 };
 
 use async_nats::{
-    Client, Subject,
-    jetstream::{AckKind, Context, consumer::pull},
+    Client, StatusCode, Subject, Subscriber,
+    jetstream::{
+        AckKind, Context, Message,
+        consumer::{PullConsumer, pull},
+    },
 };
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -127,8 +130,9 @@ fn ahead(settings: &StreamSettings) -> usize {
     usize::try_from(settings.max_active_calls / 4).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
 }
 
-/// Brings messages to `work` until `stop`, as long as there is [`Room`]. After a lost connection, a stall or a deleted consumer everything is made anew. When it
-/// returns, the server knows that nothing more is wanted here: what is handed back then goes to somebody else.
+/// Brings messages to `work` until `stop`, never more than there is [`Room`] for: what lay here unheeded would be delivered again
+/// after the server's patience. After a lost connection, a stall or a deleted consumer everything is made anew. When it returns, the
+/// server knows that nothing more is wanted here: what is handed back then goes to somebody else.
 pub async fn pull(
     jetstream: Context,
     settings: StreamSettings,
@@ -156,41 +160,102 @@ async fn pull_until_error(
     stop: &CancellationToken,
     work: &impl Fn(Delivery, Room),
 ) -> Result<(), Away> {
-    let mut messages = subscribe(jetstream, settings).await?;
+    let mut request = Request::open(jetstream, settings).await?;
     loop {
-        let room = tokio::select! {
+        let free = tokio::select! {
             biased;
-            room = rooms.clone().acquire_owned() => room.map_err(|error| Away(error.to_string()))?,
-            () = stop.cancelled() => return give_back(&mut messages).await,
-        };
-        let next = tokio::select! {
-            biased;
-            next = messages.next() => next,
             () = stop.cancelled() => return Ok(()),
+            free = free(rooms) => free?,
         };
-        let message = next.ok_or_else(|| Away("the stream of messages ended".to_owned()))?;
-        if let Some(delivery) = Delivery::of(message.map_err(|error| Away(describe(&error)))?) {
-            work(delivery, room);
+        request.ask_for(free.len()).await?;
+        tokio::select! {
+            biased;
+            fulfilled = request.fulfil(jetstream, free, work) => fulfilled?,
+            () = stop.cancelled() => return request.take_what_has_come(jetstream, rooms, work),
         }
     }
 }
 
-/// Hands back at once what has come and was not taken.
-async fn give_back(messages: &mut pull::Stream) -> Result<(), Away> {
-    while let Some(Some(Ok(message))) = messages.next().now_or_never() {
-        message.ack_with(AckKind::Nak(None)).await.map_err(|error| Away(error.to_string()))?;
-    }
-    Ok(())
+/// All the room there is; waits until there is some.
+async fn free(rooms: &Arc<Semaphore>) -> Result<Vec<Room>, Away> {
+    let closed = |error: tokio::sync::AcquireError| Away(error.to_string());
+    let mut free = vec![rooms.clone().acquire_owned().await.map_err(closed)?];
+    free.extend(std::iter::from_fn(|| rooms.clone().try_acquire_owned().ok()));
+    Ok(free)
 }
 
-async fn subscribe(jetstream: &Context, settings: &StreamSettings) -> Result<pull::Stream, Away> {
-    let consumer = streams::ensure(jetstream, settings).await?;
-    consumer
-        .stream()
-        .max_messages_per_batch(ahead(settings))
-        .expires(PULL_EXPIRES)
-        .heartbeat(PULL_HEARTBEAT)
-        .messages()
-        .await
-        .map_err(|error| Away(describe(&error)))
+/// One pull request after another, all answered on one subject. (The client library's own stream asks ahead for as much as fits
+/// its buffer, whether there is room or not.)
+struct Request {
+    consumer: PullConsumer,
+    inbox: Subject,
+    messages: Subscriber,
+}
+
+impl Request {
+    async fn open(jetstream: &Context, settings: &StreamSettings) -> Result<Self, Away> {
+        let consumer = streams::ensure(jetstream, settings).await?;
+        let inbox = Subject::from(jetstream.client().new_inbox());
+        let messages = jetstream.client().subscribe(inbox.clone()).await.map_err(|error| Away(error.to_string()))?;
+        Ok(Self { consumer, inbox, messages })
+    }
+
+    async fn ask_for(&self, batch: usize) -> Result<(), Away> {
+        let wish = pull::BatchConfig {
+            batch,
+            expires: Some(PULL_EXPIRES),
+            idle_heartbeat: PULL_HEARTBEAT,
+            ..Default::default()
+        };
+        self.consumer.request_batch(wish, self.inbox.clone()).await.map_err(|error| Away(describe(&error)))
+    }
+
+    /// Hands on what comes until the request is fulfilled or has expired; a server that shows no sign of life is an error.
+    async fn fulfil(
+        &mut self,
+        jetstream: &Context,
+        free: Vec<Room>,
+        work: &impl Fn(Delivery, Room),
+    ) -> Result<(), Away> {
+        let mut free = free.into_iter().peekable();
+        while free.peek().is_some() {
+            let message = tokio::time::timeout(PULL_HEARTBEAT * 2, self.messages.next())
+                .await
+                .map_err(|_| Away("no sign of life for a waiting pull request".to_owned()))?
+                .ok_or_else(|| Away("the subscription ended".to_owned()))?;
+            match message.status {
+                None | Some(StatusCode::OK) => hand_on(jetstream, message, free.next(), work),
+                Some(StatusCode::IDLE_HEARTBEAT) => {}
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return Ok(()),
+                Some(status) => {
+                    let words = message.description.unwrap_or_default();
+                    return Err(Away(format!("a pull request was refused: {status} {words}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the end: what was delivered before the server heard that nothing more is wanted is taken too, and so is handed back at
+    /// once like the rest.
+    fn take_what_has_come(
+        &mut self,
+        jetstream: &Context,
+        rooms: &Arc<Semaphore>,
+        work: &impl Fn(Delivery, Room),
+    ) -> Result<(), Away> {
+        while let Some(Some(message)) = self.messages.next().now_or_never() {
+            if message.status.is_none() {
+                hand_on(jetstream, message, rooms.clone().try_acquire_owned().ok(), work);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hand_on(jetstream: &Context, message: async_nats::Message, room: Option<Room>, work: &impl Fn(Delivery, Room)) {
+    let message = Message { message, context: jetstream.clone() };
+    if let (Some(delivery), Some(room)) = (Delivery::of(message), room) {
+        work(delivery, room);
+    }
 }
