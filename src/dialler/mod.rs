@@ -5,6 +5,7 @@
 
 pub mod decide;
 mod fate;
+mod redial;
 mod steps;
 
 use std::sync::Arc;
