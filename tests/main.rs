@@ -10,5 +10,6 @@ mod golden;
 mod http;
 mod kubernetes_runner;
 mod local_runner;
+mod model;
 mod support_works;
 mod whole_way;
