@@ -31,6 +31,11 @@ run: ## The same, kept running to try things on until Ctrl-C
 test: ## Run every test, against a real nats-server and Kubernetes API
 	@$(nats) $(kubernetes) cargo test --features failpoints $(ARGS)
 
+.PHONY: torture
+torture: ## Place 10,000 calls while everything fails 200 times: ARGS='TORTURE_SEED=7 TORTURE_CALLS=500 TORTURE_FAULTS=20'
+	@$(nats) $(kubernetes) env TORTURE_CALLS=10000 TORTURE_FAULTS=200 $(ARGS) \
+		cargo test --features failpoints --test stories torture:: -- --nocapture
+
 .PHONY: check
 check: ## Look at formatting, lints, documentation, dependencies, generated files
 	@echo 'check: formatting'

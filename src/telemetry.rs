@@ -21,13 +21,17 @@ pub fn start(settings: &LogArgs) {
         LogFormat::Text => {
             use std::io::IsTerminal;
             let ansi = std::io::stderr().is_terminal();
-            builder.with_ansi(ansi).with_target(false).finish().with(no_foreign_traces()).init();
+            builder.with_ansi(ansi).with_target(false).finish().with(no_foreign_details()).init();
         }
-        LogFormat::Json => builder.json().flatten_event(true).finish().with(no_foreign_traces()).init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().with(no_foreign_details()).init(),
     }
 }
 
-/// Whatever `RUST_LOG` asks for: at this level libraries write down whole messages, and the passwords in them.
-fn no_foreign_traces() -> FilterFn {
-    filter_fn(|metadata| *metadata.level() < Level::TRACE || metadata.target().starts_with("sipstuff_operator"))
+/// Whatever `RUST_LOG` asks for: at these levels libraries write down whole messages and addresses, and the passwords in them.
+fn no_foreign_details() -> FilterFn {
+    filter_fn(|metadata| match metadata.target() {
+        ours if ours.starts_with("sipstuff_operator") => true,
+        nats if nats.starts_with("async_nats") => *metadata.level() <= Level::INFO,
+        _ => *metadata.level() <= Level::DEBUG,
+    })
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 use crate::{
@@ -55,10 +55,18 @@ pub fn difference(last: &StatusEvent, facts: &Facts, redial: impl Fn(Outcome) ->
 
 /// An attempt that ended before it could be stopped keeps its own end; one that was stopped is cancelled.
 fn end_of_a_cancelled(last: &StatusEvent, ending: &Ending) -> Change {
-    if ending.succeeded || ending.completed_at < last.time {
+    if ending.succeeded || latest_end(ending.completed_at) < last.time {
         ended(ending, |_| false)
     } else {
         Change::Cancelled { reason: "cancelled".to_owned() }
+    }
+}
+
+/// Kubernetes cuts times to whole seconds: what ended at such a time ended at any moment of that second.
+fn latest_end(completed_at: Timestamp) -> Timestamp {
+    match completed_at.subsec_nanosecond() {
+        0 => completed_at + SignedDuration::from_millis(999),
+        _ => completed_at,
     }
 }
 
@@ -368,6 +376,14 @@ mod tests {
             prop_assert!(!is_over || !event.status.is_active(), "an attempt that is over is not active");
             prop_assert!(is_over || event.is_final == last.is_final, "nothing ends a call whose Job lives");
         }
+    }
+
+    #[test]
+    fn an_end_in_the_second_of_the_cancel_is_the_cancels() {
+        let cancelled_at = at(100) + SignedDuration::from_millis(500);
+        let stopping = call(vec![pending(), running()]).next(Change::Cancelling, cancelled_at).expect("a legal step");
+        assert_eq!(steps(&stopping, &ending(Some(143), true, 100)), [Status::Cancelled]);
+        assert_eq!(steps(&stopping, &ending(Some(1), true, 99)), [Status::Failed]);
     }
 
     #[test]

@@ -309,6 +309,7 @@ struct World {
     clusters: BTreeMap<&'static str, Arc<Cluster>>,
     diallers: Vec<(Arc<Dialler>, Arc<Line>)>,
     bucket: jetstream::kv::Store,
+    rooms: Arc<tokio::sync::Semaphore>,
     published: BTreeSet<usize>,
     others: usize,
     cancelled: BTreeSet<usize>,
@@ -396,6 +397,7 @@ impl World {
             clusters,
             diallers: Vec::new(),
             bucket,
+            rooms: Arc::new(tokio::sync::Semaphore::new(1000)),
             published: BTreeSet::new(),
             others: 0,
             cancelled: BTreeSet::new(),
@@ -478,7 +480,8 @@ impl World {
         let message = message.unwrap();
         for dialler in diallers {
             // A message that a stalled request holds only has its delivery replaced, as in one process.
-            self.diallers[*dialler].0.take(Delivery::of(message.clone()).unwrap());
+            let room = self.rooms.clone().acquire_owned().await.unwrap();
+            self.diallers[*dialler].0.take(Delivery::of(message.clone()).unwrap(), room);
         }
         for dialler in diallers {
             self.rest(*dialler).await;

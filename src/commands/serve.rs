@@ -160,9 +160,10 @@ impl Engine {
         let (names, submitter) = (self.streams.names.clone(), self.dialler.submitter.clone());
         self.background.spawn(due::run(self.jetstream.clone(), names, submitter, closing.clone()));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
-        let pull = intake::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery| {
-            dialler.take(delivery);
-        });
+        let pull =
+            intake::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, room| {
+                dialler.take(delivery, room);
+            });
         self.background.spawn(async move {
             pull.await;
             handing_back.cancel();

@@ -22,7 +22,7 @@ use crate::{
     queue::{
         Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
         dead::DeadLetters,
-        intake::{Holds, Settlement},
+        intake::{Holds, Room, Settlement},
         pace::Pace,
         presence::Presence,
         submit::Submitter,
@@ -84,21 +84,21 @@ impl Default for Limits {
 
 impl Dialler {
     /// Works on a delivery in a task of its own; a message that is held already only has its delivery replaced.
-    pub fn take(self: &Arc<Self>, delivery: Delivery) {
+    pub fn take(self: &Arc<Self>, delivery: Delivery, room: Room) {
         if self.holds.hold(&delivery) {
             let dialler = self.clone();
-            self.tasks.spawn(async move { dialler.live(delivery).await });
+            self.tasks.spawn(async move { dialler.live(delivery, room).await });
         }
     }
 
-    async fn live(&self, delivery: Delivery) {
+    async fn live(&self, delivery: Delivery, room: Room) {
         let sequence = delivery.sequence;
         let _released_at_last = self.holds.release_on_drop(sequence);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
                 let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
-                Life::new(self, call, asked, delivery).run().instrument(span).await
+                Life::new(self, call, asked, delivery, room).run().instrument(span).await
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
         };
@@ -162,7 +162,8 @@ impl Dialler {
                 last = next;
             }
         }
-        if last.event.is_final || last.event.attempt > job.attempt {
+        let has_ended = last.event.attempt == job.attempt && !last.event.status.is_active();
+        if has_ended || last.event.is_final || last.event.attempt > job.attempt {
             let is_ours = last.event.fingerprint == job.fingerprint;
             let is_over = !is_ours || matches!(job.phase, Phase::Finished { .. });
             self.let_go(job.name.clone(), is_over, last.event.status);

@@ -14,7 +14,11 @@ use crate::{
     call::{Call, Change, Outcome, StatusEvent, status::Ended},
     job::{Ending, ObservedJob, Phase, build::build},
     log::{Recorded, now},
-    queue::{Delivery, intake::Settlement, submit::Labels},
+    queue::{
+        Delivery,
+        intake::{Room, Settlement},
+        submit::Labels,
+    },
     retry::{self, Retry},
     runner::RunnerError,
     tracker::{self, Facts, Follower, Sighting},
@@ -37,6 +41,7 @@ pub(super) struct Life<'a> {
     read_at: Timestamp,
     patience: Retry,
     has_turn: bool,
+    room: Option<Room>,
 }
 
 /// What follows a step.
@@ -49,10 +54,11 @@ const DONE: Next = Next::Settle(Settlement::Done);
 const HAND_BACK: Next = Next::Settle(Settlement::GiveBack(None));
 
 impl<'a> Life<'a> {
-    pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery) -> Self {
+    pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery, room: Room) -> Self {
         let origin = Origin::from(&delivery);
         let patience = Retry::new(format!("take the next step of {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, read_at: now(), patience, has_turn: false }
+        let room = Some(room);
+        Self { dialler, call, asked, delivery, origin, last: None, read_at: now(), patience, has_turn: false, room }
     }
 
     /// Step by step until the message is settled.
@@ -178,6 +184,8 @@ impl<'a> Life<'a> {
             }
             self.dialler.runner.start(&order).await
         };
+        // Not kept while the call runs: a Job is a dozen kilobytes.
+        drop(order);
         match result {
             Ok(()) => {
                 fail::fail_point!("after-start", |_| HAND_BACK);
@@ -236,6 +244,7 @@ impl<'a> Life<'a> {
 
     /// Appends what the Job shows until the attempt is over, the log was changed by somebody else, or the process is to end.
     async fn follow(&mut self, follower: &mut Follower, facts: Facts) -> Next {
+        self.room = None;
         let (mut facts, mut seen) = (facts, follower.first().clone());
         loop {
             if self.catch_up(&facts).await {

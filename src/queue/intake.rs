@@ -10,10 +10,14 @@ use std::{
 };
 
 use async_nats::{
-    Client, Subject,
-    jetstream::{AckKind, Context, consumer::pull},
+    Client, StatusCode, Subject, Subscriber,
+    jetstream::{
+        AckKind, Context, Message,
+        consumer::{PullConsumer, pull},
+    },
 };
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Away, Delivery, StreamSettings, connect, streams, submit::describe};
@@ -25,8 +29,8 @@ const IN_PROGRESS_EVERY: Duration = Duration::from_secs(streams::ACK_WAIT.as_sec
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// How often the server shows that a waiting pull request is alive; two missed ones and the pull is made anew.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Most messages asked for at once: what may lie in memory without being worked on.
-const MAX_BATCH: usize = 256;
+/// Most messages that are taken and not under way yet: several times what an API server makes at once.
+const MAX_AHEAD: usize = 128;
 
 /// The messages that are being worked on.
 #[derive(Clone)]
@@ -117,12 +121,28 @@ impl Holds {
     }
 }
 
-/// Brings messages to `work` until `stop`. After a lost connection, a stall or a deleted consumer everything is made anew. When it
-/// returns, the server knows that nothing more is wanted here: what is handed back then goes to somebody else.
-pub async fn pull(jetstream: Context, settings: StreamSettings, stop: CancellationToken, work: impl Fn(Delivery)) {
+/// Room for one message that is taken and not under way yet; dropped once its Job is there, or it is settled.
+pub type Room = OwnedSemaphorePermit;
+
+/// How many messages one replica may take ahead of their Jobs. A quarter of all: a replica whose cluster does not answer would
+/// otherwise draw every call that ends elsewhere, until nobody dials any more.
+fn ahead(settings: &StreamSettings) -> usize {
+    usize::try_from(settings.max_active_calls / 4).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
+}
+
+/// Brings messages to `work` until `stop`, never more than there is [`Room`] for: what lay here unheeded would be delivered again
+/// after the server's patience. After a lost connection, a stall or a deleted consumer everything is made anew. When it returns, the
+/// server knows that nothing more is wanted here: what is handed back then goes to somebody else.
+pub async fn pull(
+    jetstream: Context,
+    settings: StreamSettings,
+    stop: CancellationToken,
+    work: impl Fn(Delivery, Room),
+) {
+    let rooms = Arc::new(Semaphore::new(ahead(&settings)));
     let mut trouble = Retry::new("pull from the queue");
     while !stop.is_cancelled() {
-        let pulled = pull_until_error(&jetstream, &settings, &stop, &work).await;
+        let pulled = pull_until_error(&jetstream, &settings, &rooms, &stop, &work).await;
         let Err(error) = pulled else { break };
         let wait = trouble.failed(error);
         tokio::select! {
@@ -136,32 +156,106 @@ pub async fn pull(jetstream: Context, settings: StreamSettings, stop: Cancellati
 async fn pull_until_error(
     jetstream: &Context,
     settings: &StreamSettings,
+    rooms: &Arc<Semaphore>,
     stop: &CancellationToken,
-    work: &impl Fn(Delivery),
+    work: &impl Fn(Delivery, Room),
 ) -> Result<(), Away> {
-    let mut messages = subscribe(jetstream, settings).await?;
+    let mut request = Request::open(jetstream, settings).await?;
     loop {
-        let next = tokio::select! {
+        let free = tokio::select! {
             biased;
-            next = messages.next() => next,
             () = stop.cancelled() => return Ok(()),
+            free = free(rooms) => free?,
         };
-        let message = next.ok_or_else(|| Away("the stream of messages ended".to_owned()))?;
-        if let Some(delivery) = Delivery::of(message.map_err(|error| Away(describe(&error)))?) {
-            work(delivery);
+        request.ask_for(free.len()).await?;
+        tokio::select! {
+            biased;
+            fulfilled = request.fulfil(jetstream, free, work) => fulfilled?,
+            () = stop.cancelled() => return request.take_what_has_come(jetstream, rooms, work),
         }
     }
 }
 
-async fn subscribe(jetstream: &Context, settings: &StreamSettings) -> Result<pull::Stream, Away> {
-    let consumer = streams::ensure(jetstream, settings).await?;
-    let batch = usize::try_from(settings.max_active_calls).unwrap_or(MAX_BATCH).clamp(1, MAX_BATCH);
-    consumer
-        .stream()
-        .max_messages_per_batch(batch)
-        .expires(PULL_EXPIRES)
-        .heartbeat(PULL_HEARTBEAT)
-        .messages()
-        .await
-        .map_err(|error| Away(describe(&error)))
+/// All the room there is; waits until there is some.
+async fn free(rooms: &Arc<Semaphore>) -> Result<Vec<Room>, Away> {
+    let closed = |error: tokio::sync::AcquireError| Away(error.to_string());
+    let mut free = vec![rooms.clone().acquire_owned().await.map_err(closed)?];
+    free.extend(std::iter::from_fn(|| rooms.clone().try_acquire_owned().ok()));
+    Ok(free)
+}
+
+/// One pull request after another, all answered on one subject. (The client library's own stream asks ahead for as much as fits
+/// its buffer, whether there is room or not.)
+struct Request {
+    consumer: PullConsumer,
+    inbox: Subject,
+    messages: Subscriber,
+}
+
+impl Request {
+    async fn open(jetstream: &Context, settings: &StreamSettings) -> Result<Self, Away> {
+        let consumer = streams::ensure(jetstream, settings).await?;
+        let inbox = Subject::from(jetstream.client().new_inbox());
+        let messages = jetstream.client().subscribe(inbox.clone()).await.map_err(|error| Away(error.to_string()))?;
+        Ok(Self { consumer, inbox, messages })
+    }
+
+    async fn ask_for(&self, batch: usize) -> Result<(), Away> {
+        let wish = pull::BatchConfig {
+            batch,
+            expires: Some(PULL_EXPIRES),
+            idle_heartbeat: PULL_HEARTBEAT,
+            ..Default::default()
+        };
+        self.consumer.request_batch(wish, self.inbox.clone()).await.map_err(|error| Away(describe(&error)))
+    }
+
+    /// Hands on what comes until the request is fulfilled or has expired; a server that shows no sign of life is an error.
+    async fn fulfil(
+        &mut self,
+        jetstream: &Context,
+        free: Vec<Room>,
+        work: &impl Fn(Delivery, Room),
+    ) -> Result<(), Away> {
+        let mut free = free.into_iter().peekable();
+        while free.peek().is_some() {
+            let message = tokio::time::timeout(PULL_HEARTBEAT * 2, self.messages.next())
+                .await
+                .map_err(|_| Away("no sign of life for a waiting pull request".to_owned()))?
+                .ok_or_else(|| Away("the subscription ended".to_owned()))?;
+            match message.status {
+                None | Some(StatusCode::OK) => hand_on(jetstream, message, free.next(), work),
+                Some(StatusCode::IDLE_HEARTBEAT) => {}
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return Ok(()),
+                Some(status) => {
+                    let words = message.description.unwrap_or_default();
+                    return Err(Away(format!("a pull request was refused: {status} {words}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the end: what was delivered before the server heard that nothing more is wanted is taken too, and so is handed back at
+    /// once like the rest.
+    fn take_what_has_come(
+        &mut self,
+        jetstream: &Context,
+        rooms: &Arc<Semaphore>,
+        work: &impl Fn(Delivery, Room),
+    ) -> Result<(), Away> {
+        while let Some(Some(message)) = self.messages.next().now_or_never() {
+            if message.status.is_none() {
+                hand_on(jetstream, message, rooms.clone().try_acquire_owned().ok(), work);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hand_on(jetstream: &Context, message: async_nats::Message, room: Option<Room>, work: &impl Fn(Delivery, Room)) {
+    let message = Message { message, context: jetstream.clone() };
+    if let (Some(delivery), Some(room)) = (Delivery::of(message), room) {
+        work(delivery, room);
+    }
 }

@@ -379,6 +379,9 @@ fn start_cleaner(kubeconfig: PathBuf) -> mpsc::UnboundedSender<String> {
         runtime.block_on(async move {
             let mut made = None;
             while let Some(name) = names.recv().await {
+                if made.is_none() && !kubeconfig.exists() {
+                    continue; // The control plane is gone, and the namespace with it.
+                }
                 if made.is_none() {
                     made = Some(client(&kubeconfig).await);
                 }

@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -50,6 +50,19 @@ pub struct NodeOptions {
     pub env: Vec<(String, String)>,
     /// Run nothing, only report: for thousands of pods.
     pub instant: Option<Instant>,
+    /// With `instant`: how a container with that command line ends, in place of what is said there.
+    pub callee: Option<fn(&[String]) -> Callee>,
+}
+
+/// How a container that is only reported ends.
+#[derive(Debug, Clone)]
+pub struct Callee {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// How long it is reported as running.
+    pub after: Duration,
+    /// Its termination message.
+    pub message: Option<String>,
 }
 
 /// A container that is only reported. Its pod is not bound to the node, to save a write, and so is deleted without grace.
@@ -70,6 +83,8 @@ pub struct Start {
     pub pod: String,
     /// The Job that the pod belongs to; empty for a bare pod.
     pub job: String,
+    /// UID of that Job.
+    pub job_uid: String,
     /// When.
     pub at: Timestamp,
     /// The command line, expanded.
@@ -90,7 +105,16 @@ struct Node {
     name: String,
     options: NodeOptions,
     starts: Mutex<Vec<Start>>,
+    running: Mutex<Running>,
+    crashes: watch::Sender<HashSet<String>>,
     folder: Scratch,
+}
+
+/// How many containers run, and the most that ever did at once.
+#[derive(Debug, Default, Clone, Copy)]
+struct Running {
+    now: usize,
+    most: usize,
 }
 
 impl TestNode {
@@ -100,7 +124,8 @@ impl TestNode {
         let name = format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = Scratch::new("node");
         install_python(&folder);
-        let node = Arc::new(Node { name, options, starts: Mutex::default(), folder });
+        let (starts, running, crashes) = Default::default();
+        let node = Arc::new(Node { name, options, starts, running, crashes, folder });
         let task = tokio::spawn(serve(Arc::clone(&node), client, namespace.to_owned()));
         Self { node, task }
     }
@@ -118,6 +143,23 @@ impl TestNode {
     /// How many containers were started.
     pub fn start_count(&self) -> usize {
         self.node.starts.lock().expect("no panic while the lock is held").len()
+    }
+
+    /// How many containers run now.
+    pub fn running(&self) -> usize {
+        self.node.running().now
+    }
+
+    /// The most containers that ran at once.
+    pub fn most_at_once(&self) -> usize {
+        self.node.running().most
+    }
+
+    /// Kills the container of a pod, as the kernel does when memory is short.
+    pub fn crash(&self, pod_uid: &str) {
+        self.node.crashes.send_modify(|crashes| {
+            crashes.insert(pod_uid.to_owned());
+        });
     }
 
     /// The starts as a file, one JSON object a line.
@@ -149,6 +191,27 @@ impl Node {
         starts.push(start);
         let mut file = std::fs::File::options().create(true).append(true).open(self.folder.join("starts.jsonl"));
         let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().expect("no panic while the lock is held")
+    }
+
+    /// Counts a container that runs until it is dropped.
+    fn count(self: &Arc<Self>) -> Counted {
+        let mut running = self.running();
+        running.now += 1;
+        running.most = running.most.max(running.now);
+        Counted(Arc::clone(self))
+    }
+}
+
+/// A container that is counted as running.
+struct Counted(Arc<Node>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.running().now -= 1;
     }
 }
 
@@ -249,6 +312,7 @@ struct PodTask {
     name: String,
     uid: String,
     job: String,
+    job_uid: String,
     wanted: watch::Receiver<Wanted>,
 }
 
@@ -269,14 +333,15 @@ struct Ended {
 impl PodTask {
     fn new(node: Arc<Node>, client: &kube::Client, pod: &Pod, wanted: watch::Receiver<Wanted>) -> Self {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let label = |name: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(name).cloned());
         Self {
             node,
             pods: Api::namespaced(client.clone(), namespace),
             secrets: Api::namespaced(client.clone(), namespace),
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: uid(pod),
-            job: labels.get("batch.kubernetes.io/job-name").cloned().unwrap_or_default(),
+            job: label("batch.kubernetes.io/job-name").unwrap_or_default(),
+            job_uid: label("batch.kubernetes.io/controller-uid").unwrap_or_default(),
             wanted,
         }
     }
@@ -304,11 +369,25 @@ impl PodTask {
     }
 
     async fn pretend(&self, pod: &Pod, container: &Container, instant: Instant) {
+        let argv: Vec<String> = container.command.iter().chain(&container.args).flatten().cloned().collect();
+        let Instant { exit_code, after } = instant;
+        let callee = self.node.options.callee.map(|callee| callee(&argv));
+        let Callee { exit_code, after, message } = callee.unwrap_or(Callee { exit_code, after, message: None });
         let started_at = Timestamp::now();
         self.record(started_at, &Prepared { argv: Vec::new(), env: BTreeMap::new() });
-        self.report(running(pod, container, started_at)).await;
-        tokio::time::sleep(instant.after).await;
-        let ended = Ended { exit_code: instant.exit_code, signal: None, message: None, finished_at: Timestamp::now() };
+        let counted = self.node.count();
+        let end = async {
+            // It runs for so long whatever the API server does meanwhile, unless its pod is removed.
+            let ended = tokio::select! {
+                () = tokio::time::sleep(after) => (exit_code, message),
+                _ = self.deletion() => (137, None),
+                () = self.crash() => (137, None),
+            };
+            drop(counted);
+            ended
+        };
+        let ((exit_code, message), ()) = tokio::join!(end, self.report(running(pod, container, started_at)));
+        let ended = Ended { exit_code, signal: None, message, finished_at: Timestamp::now() };
         self.report(finished(pod, container, started_at, &ended)).await;
     }
 
@@ -402,6 +481,7 @@ impl PodTask {
             pod_uid: self.uid.clone(),
             pod: self.name.clone(),
             job: self.job.clone(),
+            job_uid: self.job_uid.clone(),
             at,
             argv: prepared.argv.clone(),
             env: prepared.env.clone(),
@@ -417,9 +497,11 @@ impl PodTask {
                 return Ended { exit_code: 128, signal: None, message, finished_at: Timestamp::now() };
             }
         };
+        let _counted = self.node.count();
         let status = tokio::select! {
             status = running.child.wait() => status,
             grace = self.deletion() => running.end(grace).await,
+            () = self.crash() => running.end(Duration::ZERO).await,
         };
         let status = status.expect("it is our child");
         // The signal is lost where a shell stands between, which then exits with 128 + signal itself.
@@ -427,7 +509,7 @@ impl PodTask {
         Ended { exit_code, signal, message: self.message(container, status), finished_at: Timestamp::now() }
     }
 
-    fn spawn(&self, prepared: &Prepared) -> std::io::Result<Running> {
+    fn spawn(&self, prepared: &Prepared) -> std::io::Result<Child> {
         let log = std::fs::File::options().create(true).append(true).open(self.node.log(&self.uid))?;
         let (program, args) = prepared.argv.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
         let bin = self.node.folder.join("bin");
@@ -442,7 +524,7 @@ impl PodTask {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn()?;
         let pid = child.id().expect("it was not waited for yet");
-        Ok(Running { child, pid, _guarded: Guarded::new(pid) })
+        Ok(Child { child, pid, _guarded: Guarded::new(pid) })
     }
 
     /// `FallbackToLogsOnError`; nobody here writes `/dev/termination-log`.
@@ -477,6 +559,14 @@ impl PodTask {
         }
     }
 
+    /// Waits until the container is to be killed.
+    async fn crash(&self) {
+        let mut crashes = self.node.crashes.subscribe();
+        if crashes.wait_for(|crashes| crashes.contains(&self.uid)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn deletion_asked(&self) {
         self.deletion().await;
     }
@@ -496,13 +586,13 @@ impl PodTask {
 }
 
 /// A container's process, killed with its group when its task is.
-struct Running {
+struct Child {
     child: tokio::process::Child,
     pid: u32,
     _guarded: Guarded,
 }
 
-impl Running {
+impl Child {
     async fn end(&mut self, grace: Duration) -> std::io::Result<ExitStatus> {
         signal_group(self.pid, Signal::SIGTERM);
         if let Ok(status) = tokio::time::timeout(grace, self.child.wait()).await {
@@ -513,7 +603,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Child {
     fn drop(&mut self) {
         // Also what it has left behind: nothing outlives a container.
         signal_group(self.pid, Signal::SIGKILL);

@@ -1,0 +1,244 @@
+//! What must hold at the end, looked at from the outside: the status log, the node's own list of starts, the cluster, the queue.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::Api;
+use kube::api::ListParams;
+use sipstuff_operator::call::{Outcome, Status, StatusEvent};
+
+use super::faults::Injected;
+use super::plan::Planned;
+use super::story::{self, Stories};
+use super::traffic::{Answer, Answers};
+use super::world::World;
+use crate::support::status::{messages_in, recorded};
+
+/// How many more files than at the beginning a replica may have open: connections to the API server.
+pub const MORE_FILES: usize = 24;
+/// How much more memory than at the beginning a replica may have, in KiB: what an allocator keeps after a burst,
+const MORE_MEMORY: u64 = 32 * 1024;
+/// and for each call that it remembers, or holds a Job of.
+const MEMORY_PER_CALL: u64 = 3;
+/// How many offending calls are told.
+const TOLD: usize = 5;
+
+/// What was found.
+pub struct Verdict {
+    stories: Stories,
+    /// What is wrong, and the calls that it is wrong with.
+    wrong: Vec<(String, Vec<String>)>,
+    notes: Vec<String>,
+}
+
+impl Verdict {
+    /// Looks at everything.
+    pub async fn of(world: &World, answers: &Answers) -> Self {
+        let stories = Stories::new(recorded(&world.js(), "sip.status.*").await, world.node.starts());
+        let mut verdict = Self { stories, wrong: Vec::new(), notes: Vec::new() };
+        let calls = world.plan.calls();
+        verdict.every_story_is_one();
+        verdict.every_accepted_call_has_one(&calls, answers);
+        verdict.every_call_ends_as_its_callee_says(world, &calls);
+        verdict.no_attempt_is_started_twice(world);
+        verdict.the_limit_holds(world);
+        verdict.dead_letters(world, &calls, answers).await;
+        verdict
+    }
+
+    pub fn expect(&mut self, holds: bool, what: &str) {
+        if !holds {
+            self.wrong.push((what.to_owned(), Vec::new()));
+        }
+    }
+
+    /// Nothing may be in the list; what is, is a call's or a Job's name.
+    pub fn expect_none(&mut self, what: &str, offenders: Vec<String>) {
+        if !offenders.is_empty() {
+            self.wrong.push((what.to_owned(), offenders));
+        }
+    }
+
+    pub fn is_bad(&self) -> bool {
+        !self.wrong.is_empty()
+    }
+
+    fn every_story_is_one(&mut self) {
+        for (what, holds) in story::RULES {
+            let offenders =
+                self.stories.by_name.iter().filter(|(_, events)| !holds(events)).map(|(name, _)| name.clone());
+            let offenders = offenders.collect();
+            self.expect_none(what, offenders);
+        }
+    }
+
+    fn every_accepted_call_has_one(&mut self, calls: &[Planned], answers: &Answers) {
+        let known: HashSet<&str> = self.stories.by_id.keys().map(String::as_str).collect();
+        let missing = calls.iter().filter(|call| answers.of(&call.id) == Answer::Accepted);
+        let missing = missing.filter(|call| !known.contains(call.id.as_str())).map(|call| call.id.clone()).collect();
+        let refused = calls.iter().filter(|call| answers.of(&call.id) == Answer::Refused);
+        let refused = refused.filter(|call| known.contains(call.id.as_str())).map(|call| call.id.clone()).collect();
+        let planned: HashSet<&str> = calls.iter().map(|call| call.id.as_str()).collect();
+        let strangers = known.difference(&planned).map(|id| (*id).to_owned()).collect();
+        self.expect_none("an accepted call is unknown to the log", missing);
+        self.expect_none("a refused call is known to the log", refused);
+        self.expect_none("a call that nobody asked for is known to the log", strangers);
+    }
+
+    fn every_call_ends_as_its_callee_says(&mut self, world: &World, calls: &[Planned]) {
+        let harmed: HashSet<String> = world.harmed().into_iter().map(|harmed| harmed.job).collect();
+        let mut offenders = Vec::new();
+        for call in calls {
+            let Some(name) = self.stories.by_id.get(&call.id) else { continue };
+            let events = &self.stories.by_name[name];
+            let is_harmed = events.iter().any(|event| event.job.as_ref().is_some_and(|job| harmed.contains(job)));
+            if !is_harmed && !ends_as_planned(call, events) {
+                offenders.push(name.clone());
+            }
+        }
+        self.expect_none("a call that nobody harmed did not end as its callee says", offenders);
+    }
+
+    fn no_attempt_is_started_twice(&mut self, world: &World) {
+        let harmed = world.harmed();
+        let (mut by_us, mut by_kubernetes, mut excused) = (Vec::new(), Vec::new(), 0);
+        for (job, starts) in self.stories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
+            let jobs: HashSet<&str> = starts.iter().map(|start| start.job_uid.as_str()).collect();
+            let unknown_and_deleted = harmed.iter().any(|harmed| harmed.job == *job && !harmed.known_to_run);
+            match jobs.len() {
+                1 => by_kubernetes.push(job.clone()),
+                _ if unknown_and_deleted => excused += 1,
+                _ => by_us.push(job.clone()),
+            }
+        }
+        self.notes.push(format!(
+            "attempts started again after their Job was deleted before the log knew that it ran: {excused}"
+        ));
+        self.expect_none("an attempt was started twice", by_us);
+        self.expect_none("Kubernetes started a second pod for a Job", by_kubernetes);
+        let claimed: HashSet<&String> =
+            self.stories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
+        let unclaimed = self.stories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();
+        self.expect_none("a Job was started that nobody had claimed", unclaimed);
+    }
+
+    fn the_limit_holds(&mut self, world: &World) {
+        let limit = world.plan.active_calls();
+        let (most, at) = story::most_active(&self.stories.events);
+        self.notes.push(format!("at most {most} calls in progress by the log, limit {limit}"));
+        self.expect(most <= limit, &format!("{most} calls were in progress at record {at}, the limit is {limit}"));
+        // A Job that is deleted by hand is gone before its pod is.
+        let deleted = world.harmed().iter().filter(|harmed| harmed.how.contains("Job")).count();
+        let ran = world.node.most_at_once();
+        self.notes.push(format!("at most {ran} containers at once"));
+        self.expect(ran <= limit + deleted, &format!("{ran} containers ran at once, the limit is {limit}"));
+    }
+
+    async fn dead_letters(&mut self, world: &World, calls: &[Planned], answers: &Answers) {
+        let letters = messages_in(&world.js(), "SIP_DEAD").await;
+        let invalid = calls.iter().filter(|call| !call.is_valid() && answers.of(&call.id) == Answer::Accepted).count();
+        self.notes.push(format!("{letters} dead letters for {invalid} invalid requests"));
+        // A request whose publication was not confirmed was published again.
+        let holds = letters as usize >= invalid && letters as usize <= 2 * invalid + 1;
+        self.expect(holds, &format!("{letters} dead letters for {invalid} invalid requests"));
+    }
+
+    pub fn sizes(&mut self, before: &[(u64, usize); 2], after: &[(u64, usize); 2], calls: usize) {
+        let more = MORE_MEMORY + MEMORY_PER_CALL * calls as u64;
+        for (number, (before, after)) in before.iter().zip(after).enumerate() {
+            let text = format!(
+                "replica {}: {} MB, {} files at first; {} MB, {} files at last",
+                ["a", "b"][number],
+                before.0 / 1024,
+                before.1,
+                after.0 / 1024,
+                after.1
+            );
+            self.expect(after.0 <= before.0 + more, &format!("{text}: more memory than {} MB more", more / 1024));
+            self.expect(after.1 <= before.1 + MORE_FILES, &format!("{text}: more files"));
+            self.notes.push(text);
+        }
+    }
+
+    /// What is printed in any case.
+    pub fn figures(&self, world: &World, answers: &Answers, injected: &Injected, took: Duration) -> String {
+        let injected = injected.lock().expect("no panic while it is held");
+        let faults: usize = injected.values().sum();
+        let kinds: Vec<String> = injected.iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
+        let ends = self.stories.by_name.values().filter_map(|events| events.last());
+        let mut by_end = BTreeMap::new();
+        for end in ends.filter(|event| event.is_final) {
+            *by_end.entry((end.status.as_str(), end.outcome.map_or("", Outcome::as_str))).or_insert(0) += 1;
+        }
+        let ends: Vec<String> = by_end.iter().map(|((status, why), count)| format!("{status} {why} {count}")).collect();
+        let known = |wanted| world.plan.calls().iter().filter(|call| answers.of(&call.id) == wanted).count();
+        let mut text = format!("torture: seed {}, {took:.0?}\n", world.plan.seed);
+        let _ = writeln!(text, "  faults {faults}: {}", kinds.join(", "));
+        let _ = writeln!(
+            text,
+            "  requests {}: accepted {}, refused {}, unknown {}; sent again {}; cancels answered {}",
+            world.plan.calls,
+            known(Answer::Accepted),
+            known(Answer::Refused),
+            known(Answer::Unknown),
+            answers.repeated.load(Ordering::Relaxed),
+            answers.cancels.load(Ordering::Relaxed),
+        );
+        let _ = writeln!(text, "  calls {}: {}", self.stories.by_name.len(), ends.join(", "));
+        let _ = writeln!(text, "  starts {}, status records {}", world.node.start_count(), self.stories.events.len());
+        for note in &self.notes {
+            let _ = writeln!(text, "  {note}");
+        }
+        text
+    }
+
+    /// What is wrong, with the stories of some calls that it is wrong with.
+    pub fn complaint(&self, world: &World) -> String {
+        let mut text = String::new();
+        for (what, offenders) in &self.wrong {
+            let _ = writeln!(text, "WRONG: {what} ({} times)", offenders.len().max(1));
+            for offender in offenders.iter().take(TOLD) {
+                let _ = writeln!(text, "{}", self.stories.tell(offender, &world.harmed()));
+            }
+        }
+        text
+    }
+}
+
+fn ends_as_planned(call: &Planned, events: &[StatusEvent]) -> bool {
+    let Some(end) = events.last() else { return false };
+    match end.status {
+        Status::Cancelled => call.cancel.is_some(),
+        Status::Expired => call.not_after.is_some(),
+        Status::Rejected => !call.is_valid(),
+        Status::Succeeded => call.code == 200,
+        Status::Failed if call.code == 200 => false,
+        Status::Failed => {
+            let redials = call.code != 603;
+            let attempts = if redials { call.max_attempts } else { 1 };
+            end.sip_code == Some(call.code) && (end.attempt == attempts || call.cancel.is_some())
+        }
+        _ => false,
+    }
+}
+
+/// Waits until every Job that is left has its TTL, and names those that never get one.
+pub async fn all_released(world: &World) -> Vec<String> {
+    let jobs: Api<Job> = world.namespace.api();
+    let begin = Instant::now();
+    loop {
+        let list = jobs.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
+        let held: HashMap<String, Job> = list
+            .into_iter()
+            .filter(|job| job.spec.as_ref().is_none_or(|spec| spec.ttl_seconds_after_finished.is_none()))
+            .map(|job| (job.metadata.name.clone().unwrap_or_default(), job))
+            .collect();
+        if held.is_empty() || begin.elapsed() > Duration::from_secs(60) {
+            return held.into_keys().collect();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

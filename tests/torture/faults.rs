@@ -1,0 +1,146 @@
+//! Makes the planned faults happen, each at its moment, in a task of its own; two about the same thing wait for each other.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
+use sipstuff_operator::call::Status;
+use tokio::task::JoinSet;
+
+use super::plan::{Fault, Kind};
+use super::world::World;
+
+/// The label by which a pod names its Job.
+const JOB_NAME: &str = "batch.kubernetes.io/job-name";
+/// What is slow, is so much slower per piece.
+const SLOW: Duration = Duration::from_millis(60);
+
+/// How many of each kind there were.
+pub type Injected = Arc<Mutex<BTreeMap<Kind, usize>>>;
+
+/// Injects every fault of the plan and returns when all are over.
+pub async fn inject(world: Arc<World>, injected: Injected) {
+    let mut tasks = JoinSet::new();
+    for fault in world.plan.faults() {
+        tokio::time::sleep(fault.at.saturating_sub(world.begin.elapsed())).await;
+        *injected.lock().expect("no panic while it is held").entry(fault.kind).or_default() += 1;
+        let world = Arc::clone(&world);
+        tasks.spawn(async move { happen(&world, fault).await });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("a fault can be injected");
+    }
+}
+
+async fn happen(world: &World, fault: Fault) {
+    note(world, &format!("{:?} replica {} for {:?}", fault.kind, world.replicas[fault.replica].name, fault.lasts));
+    let replica = &world.replicas[fault.replica];
+    let time = fault.lasts;
+    match fault.kind {
+        Kind::KillReplica => replica.kill(time).await,
+        Kind::TerminateReplica => {
+            let took = replica.terminate(time).await;
+            note(world, &format!("replica {} ended in order after {took:?}", replica.name));
+        }
+        Kind::FreezeReplica | Kind::FreezeReplicaLong => replica.freeze(time).await,
+        Kind::KillNats => {
+            let _alone = world.queue.lock().await;
+            world.nats.kill();
+            tokio::time::sleep(time).await;
+            world.nats.restart().await;
+        }
+        Kind::KillApiServer => {
+            let _alone = world.control.lock().await;
+            world.plane.kill_apiserver();
+            tokio::time::sleep(time / 4).await;
+            world.plane.restart_apiserver().await;
+        }
+        Kind::KillControllerManager => {
+            let _alone = world.control.lock().await;
+            world.plane.kill_controller_manager();
+            tokio::time::sleep(time / 2).await;
+            world.plane.restart_controller_manager();
+        }
+        Kind::CutNats => replica.nats.cut(),
+        Kind::CutKubernetes => replica.kubernetes.cut(),
+        Kind::RefuseNats => refuse(&replica.nats, time).await,
+        Kind::RefuseKubernetes => refuse(&replica.kubernetes, time).await,
+        Kind::StallNats | Kind::StallNatsLong => stall(&replica.nats, time).await,
+        Kind::StallKubernetes => stall(&replica.kubernetes, time * 3).await,
+        Kind::SlowNats => slow(&replica.nats, time).await,
+        Kind::SlowKubernetes => slow(&replica.kubernetes, time).await,
+        Kind::DeleteJobs | Kind::DeletePods | Kind::FailPods => harm(world, fault).await,
+    }
+}
+
+fn note(world: &World, what: &str) {
+    println!("{:7.1}s {what}", world.begin.elapsed().as_secs_f32());
+}
+
+async fn refuse(proxy: &crate::support::Proxy, time: Duration) {
+    proxy.refuse(true);
+    proxy.cut();
+    tokio::time::sleep(time).await;
+    proxy.refuse(false);
+}
+
+async fn stall(proxy: &crate::support::Proxy, time: Duration) {
+    proxy.stall(true);
+    tokio::time::sleep(time).await;
+    proxy.stall(false);
+}
+
+async fn slow(proxy: &crate::support::Proxy, time: Duration) {
+    proxy.slow(SLOW);
+    tokio::time::sleep(time).await;
+    proxy.slow(Duration::ZERO);
+}
+
+/// Harms some of the pods that run, or their Jobs, as somebody with `kubectl` would.
+async fn harm(world: &World, mut fault: Fault) {
+    let _alone = world.control.lock().await;
+    let pods: Api<Pod> = world.namespace.api();
+    let running = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    for _ in 0..50 {
+        let Ok(list) = pods.list(&ListParams::default()).await else { continue };
+        let mut victims: Vec<Pod> = list.items.into_iter().filter(running).collect();
+        if victims.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        }
+        for _ in 0..fault.count.min(victims.len()) {
+            let choice = fault.dice.between(0, victims.len() as u64 - 1) as usize;
+            harm_one(world, fault.kind, victims.swap_remove(choice)).await;
+        }
+        return;
+    }
+    note(world, "nothing ran that could be harmed");
+}
+
+async fn harm_one(world: &World, kind: Kind, pod: Pod) {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let job = pod.metadata.labels.as_ref().and_then(|labels| labels.get(JOB_NAME)).cloned().unwrap_or_default();
+    let call = sipstuff_operator::call::CallName::of_job(&job).map(|call| call.to_string()).unwrap_or_default();
+    let state = world.state_of(&call).await;
+    let known_to_run = state.is_some_and(|event| {
+        event.job.as_deref() == Some(&job) && matches!(event.status, Status::Running | Status::Cancelling)
+    });
+    let pods: Api<Pod> = world.namespace.api();
+    let (how, done) = match kind {
+        Kind::DeleteJobs => {
+            let jobs: Api<Job> = world.namespace.api();
+            ("its Job was deleted", jobs.delete(&job, &DeleteParams::background()).await.map(drop))
+        }
+        Kind::DeletePods => ("its pod was deleted", pods.delete(&name, &DeleteParams::default()).await.map(drop)),
+        _ => {
+            world.node.crash(pod.metadata.uid.as_deref().unwrap_or_default());
+            ("its pod was killed", Ok(()))
+        }
+    };
+    note(world, &format!("{job}: {how}: {:?}", done.map_err(|error| error.to_string())));
+    world.harm(job, how, known_to_run);
+}

@@ -1,0 +1,130 @@
+//! The torture: many calls, two replicas, and everything around them failing. What is promised must hold all the same.
+//!
+//! `make torture` for the big one; the one in `make test` is the same, only smaller. A failure prints the seed:
+//! `make torture ARGS='TORTURE_SEED=7 TORTURE_CALLS=150 TORTURE_FAULTS=12'` plays the same calls and the same faults at the same
+//! moments again; what they meet differs, since the machine's timing does.
+
+mod checks;
+mod dice;
+mod faults;
+mod plan;
+mod story;
+mod traffic;
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::PullConsumer;
+use tokio::task::JoinHandle;
+
+use crate::support::status::messages_in;
+use checks::Verdict;
+use plan::Plan;
+use traffic::Answers;
+use world::World;
+
+/// How often the big one says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Without any change for so long, it is stuck: three times the queue's patience with a replica that is gone.
+const STUCK: Duration = Duration::from_secs(100);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_every_accepted_call_has_one_end_and_no_attempt_is_started_twice() {
+    let plan = Plan::from_environment();
+    println!("torture: {plan:?}, at most {} calls at once", plan.active_calls());
+    let world = Arc::new(World::set(plan).await);
+    let before = sizes(&world).await;
+    let answers = Arc::new(Answers::default());
+    let injected = faults::Injected::default();
+    let progress = tokio::spawn(tell(Arc::clone(&world), Arc::clone(&answers)));
+
+    let traffic = tokio::spawn(traffic::run(Arc::clone(&world), Arc::clone(&answers)));
+    let faults = tokio::spawn(faults::inject(Arc::clone(&world), Arc::clone(&injected)));
+    let (traffic, faults) = tokio::join!(traffic, faults);
+    traffic.expect("every request is answered");
+    faults.expect("every fault can be injected");
+    world.heal();
+    let drained = drained(&world).await;
+    let released = checks::all_released(&world).await;
+    let took = world.begin.elapsed();
+    progress.abort();
+
+    let mut verdict = Verdict::of(&world, &answers).await;
+    verdict.expect(drained, "the queue and the schedules do not become empty");
+    verdict.expect_none("Jobs are never let go", released);
+    let after = settled_sizes(&world, &before).await;
+    verdict.sizes(&before, &after, plan.calls);
+    println!("{}", verdict.figures(&world, &answers, &injected, took));
+    world.keep_logs().await;
+    if verdict.is_bad() {
+        println!("{}", verdict.complaint(&world));
+        panic!("TORTURE_SEED={} failed; its logs are in {}", plan.seed, world.logs.display());
+    }
+    if !plan.is_big() {
+        let _ = std::fs::remove_dir_all(&world.logs);
+    }
+}
+
+/// Waits until nothing waits and nothing is in progress; false when nothing changes any more before that.
+async fn drained(world: &World) -> bool {
+    let js = world.js();
+    let (mut seen, mut since, mut empty) = (None, Instant::now(), 0);
+    while empty < 3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = (messages_in(&js, "SIP_SCHEDULE").await, messages_in(&js, "SIP_CALLS").await);
+        let log = messages_in(&js, "SIP_STATUS").await;
+        empty = if now == (0, 0) { empty + 1 } else { 0 };
+        if seen != Some((now, log)) {
+            (seen, since) = (Some((now, log)), Instant::now());
+        }
+        if since.elapsed() > STUCK {
+            return false;
+        }
+    }
+    true
+}
+
+/// Resident KiB and open files of each replica.
+type Sizes = [(u64, usize); 2];
+
+async fn sizes(world: &World) -> Sizes {
+    [world.replicas[0].size().await, world.replicas[1].size().await]
+}
+
+/// Connections and tasks that are no more used end within a while.
+async fn settled_sizes(world: &World, before: &Sizes) -> Sizes {
+    let begin = Instant::now();
+    loop {
+        let now = sizes(world).await;
+        let back = now.iter().zip(before).all(|(now, before)| now.1 <= before.1 + checks::MORE_FILES);
+        if back || begin.elapsed() > Duration::from_secs(30) {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Says, for ever, how far it is.
+async fn tell(world: Arc<World>, answers: Arc<Answers>) {
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        let Some((waiting, active)) = queue(&world).await else { continue };
+        println!(
+            "{:7.1}s {} of {} handed in, {} started, {waiting} wait, {active} in progress, {} run, {} sent again",
+            world.begin.elapsed().as_secs_f32(),
+            answers.count(),
+            world.plan.calls,
+            world.node.start_count(),
+            world.node.running(),
+            answers.repeated.load(Ordering::Relaxed),
+        );
+    }
+}
+
+async fn queue(world: &World) -> Option<(u64, usize)> {
+    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
+    let info = consumer.cached_info();
+    Some((info.num_pending, info.num_ack_pending))
+}

@@ -1,0 +1,123 @@
+//! The stories of the calls, as the log and the node tell them, and what every story must be like.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+
+use sipstuff_operator::call::{CallName, Status, StatusEvent};
+
+use super::world::Harmed;
+use crate::support::node::Start;
+
+/// Everything that was recorded, and everything that was started.
+pub struct Stories {
+    /// In the order of the log.
+    pub events: Vec<StatusEvent>,
+    /// By the call's name.
+    pub by_name: HashMap<String, Vec<StatusEvent>>,
+    /// The name of each id.
+    pub by_id: HashMap<String, String>,
+    /// By the Job's name.
+    pub starts: HashMap<String, Vec<Start>>,
+}
+
+/// A rule for the records of one call.
+type Rule = (&'static str, fn(&[StatusEvent]) -> bool);
+
+/// What must be true of the records of every call.
+pub const RULES: [Rule; 6] = [
+    ("revisions do not rise by one", |events| {
+        events.iter().zip(1_u64..).all(|(event, revision)| event.revision == revision)
+    }),
+    ("a call does not have exactly one end, as its last record", |events| {
+        let ends = events.iter().filter(|event| event.is_final).count();
+        ends == 1 && events.last().is_some_and(|event| event.is_final)
+    }),
+    ("a step is not in the diagram", |events| {
+        let before = std::iter::once(None).chain(events.iter().map(|event| Some(event.status)));
+        before.zip(events).all(|(before, event)| is_a_step(before, event.status))
+    }),
+    ("attempts do not count up from one", |events| {
+        let claims = events.iter().filter(|event| event.status == Status::Pending);
+        claims.zip(1_u32..).all(|(event, attempt)| event.attempt == attempt)
+    }),
+    ("there are more attempts than allowed", |events| events.iter().all(|event| event.attempt <= event.max_attempts)),
+    ("records of a call disagree about who it is", |events| {
+        events.windows(2).all(|pair| {
+            (&pair[0].id, &pair[0].fingerprint, &pair[0].dest) == (&pair[1].id, &pair[1].fingerprint, &pair[1].dest)
+        })
+    }),
+];
+
+/// The diagram in the README, written down a second time.
+fn is_a_step(from: Option<Status>, to: Status) -> bool {
+    use Status::*;
+    let steps: &[Status] = match from {
+        None => &[Queued, Scheduled, Pending, Expired, Rejected],
+        Some(Queued) => &[Scheduled, Pending, Cancelled, Expired, Rejected],
+        Some(Scheduled) => &[Pending, Cancelled, Expired],
+        Some(Pending) => &[Running, Failed, Cancelling, Cancelled],
+        Some(Running) => &[Succeeded, Failed, Cancelling, Cancelled],
+        Some(Cancelling) => &[Cancelled, Succeeded, Failed],
+        Some(Failed) => &[Scheduled, Cancelled, Expired],
+        Some(Succeeded | Cancelled | Expired | Rejected) => &[],
+    };
+    steps.contains(&to)
+}
+
+/// The most calls that were in progress at once, by the order of the log, and the record at which.
+pub fn most_active(events: &[StatusEvent]) -> (usize, usize) {
+    let mut active = HashSet::new();
+    let mut most = (0, 0);
+    for (number, event) in events.iter().enumerate() {
+        if matches!(event.status, Status::Pending | Status::Running | Status::Cancelling) {
+            active.insert(&event.name);
+        } else {
+            active.remove(&event.name);
+        }
+        most = most.max((active.len(), number));
+    }
+    most
+}
+
+impl Stories {
+    pub fn new(events: Vec<StatusEvent>, started: Vec<Start>) -> Self {
+        let mut stories = Self { events, by_name: HashMap::new(), by_id: HashMap::new(), starts: HashMap::new() };
+        for event in &stories.events {
+            stories.by_name.entry(event.name.to_string()).or_default().push(event.clone());
+            stories.by_id.insert(event.id.to_string(), event.name.to_string());
+        }
+        for start in started {
+            stories.starts.entry(start.job.clone()).or_default().push(start);
+        }
+        stories
+    }
+
+    /// All that is known of a call, by its name, its id or one of its Jobs.
+    pub fn tell(&self, offender: &str, harmed: &[Harmed]) -> String {
+        let by_job = CallName::of_job(offender).map(|name| name.to_string());
+        let name = by_job.or_else(|| self.by_id.get(offender).cloned()).unwrap_or_else(|| offender.to_owned());
+        let mut text = format!("  {offender}\n");
+        for event in self.by_name.get(&name).into_iter().flatten() {
+            let _ = writeln!(
+                text,
+                "    {} #{} {} attempt {} of {}, code {:?}, message {:?} {}",
+                event.time,
+                event.revision,
+                event.status,
+                event.attempt,
+                event.max_attempts,
+                event.sip_code,
+                event.queue_sequence,
+                event.reason.as_deref().unwrap_or_default()
+            );
+        }
+        let of_call = |job: &str| CallName::of_job(job).is_some_and(|call| call.as_str() == name);
+        for start in self.starts.iter().filter(|(job, _)| of_call(job)).flat_map(|(_, starts)| starts) {
+            let _ = writeln!(text, "    {} {} started, Job {}, pod {}", start.at, start.job, start.job_uid, start.pod);
+        }
+        for harmed in harmed.iter().filter(|harmed| of_call(&harmed.job)) {
+            let _ = writeln!(text, "    {}: {}, known to run: {}", harmed.job, harmed.how, harmed.known_to_run);
+        }
+        text
+    }
+}

@@ -1,0 +1,228 @@
+//! What is tortured: two replicas of the operator on one queue and one cluster, each behind proxies of its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use nix::sys::signal::Signal;
+use sipstuff_operator::call::StatusEvent;
+
+use super::plan::{Plan, callee};
+use crate::support::node;
+use crate::support::operator::{Operator, OperatorOptions, Runner};
+use crate::support::process::Scratch;
+use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, TestNode};
+
+/// How long a settled Job is kept: longer than anything that is under way may be late.
+const JOB_TTL_SECONDS: u32 = 60;
+
+/// Everything that runs.
+pub struct World {
+    pub plan: Plan,
+    pub begin: Instant,
+    pub nats: NatsServer,
+    pub plane: ControlPlane,
+    pub namespace: Namespace,
+    pub node: TestNode,
+    pub replicas: [Replica; 2],
+    pub client: async_nats::Client,
+    /// Jobs that were harmed by hand, each with what the log said of its call before.
+    pub harmed: Mutex<Vec<Harmed>>,
+    /// Held while the API server or the controller manager is down.
+    pub control: tokio::sync::Mutex<()>,
+    /// Held while nats-server is down.
+    pub queue: tokio::sync::Mutex<()>,
+    pub logs: PathBuf,
+}
+
+/// A Job that was harmed by hand.
+#[derive(Debug, Clone)]
+pub struct Harmed {
+    pub job: String,
+    pub how: &'static str,
+    /// Whether the log knew that it ran: then it must never be started again.
+    pub known_to_run: bool,
+}
+
+/// One replica, and the network between it and the others.
+pub struct Replica {
+    pub name: &'static str,
+    pub nats: Proxy,
+    pub kubernetes: Proxy,
+    options: OperatorOptions,
+    operator: tokio::sync::Mutex<Option<Operator>>,
+    base: Mutex<String>,
+    logs: PathBuf,
+    _folder: Scratch,
+}
+
+impl World {
+    pub async fn set(plan: Plan) -> Self {
+        let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", plan.seed));
+        let _ = std::fs::remove_dir_all(&logs);
+        std::fs::create_dir_all(&logs).expect("a folder below target/");
+        let nats = NatsServer::start().await;
+        let plane = ControlPlane::start_own().await;
+        let namespace = plane.namespace().await;
+        let node = TestNode::start(namespace.client.clone(), &namespace.name, node_options(plan));
+        let client = nats.client().await;
+        let a = Replica::start("a", plan, &nats, &plane, &namespace, &logs).await;
+        let b = Replica::start("b", plan, &nats, &plane, &namespace, &logs).await;
+        let replicas = [a, b];
+        let (harmed, control, queue) = Default::default();
+        Self {
+            plan,
+            begin: Instant::now(),
+            nats,
+            plane,
+            namespace,
+            node,
+            replicas,
+            client,
+            harmed,
+            control,
+            queue,
+            logs,
+        }
+    }
+
+    pub fn js(&self) -> jetstream::Context {
+        jetstream::new(self.client.clone())
+    }
+
+    /// What the log says of the call of a Job now.
+    pub async fn state_of(&self, call: &str) -> Option<StatusEvent> {
+        let stream = self.js().get_stream_no_info("SIP_STATUS").await.ok()?;
+        let message = stream.direct_get_last_for_subject(format!("sip.status.{call}")).await.ok()?;
+        serde_json::from_slice(&message.payload).ok()
+    }
+
+    pub fn harm(&self, job: String, how: &'static str, known_to_run: bool) {
+        self.harmed.lock().expect("no panic while it is held").push(Harmed { job, how, known_to_run });
+    }
+
+    pub fn harmed(&self) -> Vec<Harmed> {
+        self.harmed.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Makes everything well again: what is down comes up, what is slow is fast.
+    pub fn heal(&self) {
+        for replica in &self.replicas {
+            for proxy in [&replica.nats, &replica.kubernetes] {
+                proxy.refuse(false);
+                proxy.stall(false);
+                proxy.slow(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Keeps what may explain a failure.
+    pub async fn keep_logs(&self) {
+        for replica in &self.replicas {
+            replica.keep_log(replica.operator.lock().await.as_ref());
+        }
+        let _ = std::fs::write(self.logs.join("nats-server.log"), self.nats.log());
+        let _ = std::fs::copy(self.node.starts_file(), self.logs.join("starts.jsonl"));
+    }
+}
+
+fn node_options(plan: Plan) -> NodeOptions {
+    if plan.is_big() {
+        let instant = Some(node::Instant { exit_code: 0, after: Duration::from_secs(1) });
+        NodeOptions { instant, callee: Some(callee), ..Default::default() }
+    } else {
+        NodeOptions { env: vec![("SIMULATE_SECONDS".to_owned(), "0.8".to_owned())], ..Default::default() }
+    }
+}
+
+impl Replica {
+    async fn start(
+        name: &'static str,
+        plan: Plan,
+        server: &NatsServer,
+        plane: &ControlPlane,
+        namespace: &Namespace,
+        logs: &Path,
+    ) -> Self {
+        let nats = Proxy::start(format!("127.0.0.1:{}", server.port())).await;
+        let real = plane.url();
+        let kubernetes = Proxy::start(real.trim_start_matches("https://")).await;
+        let folder = Scratch::new("replica");
+        let kubeconfig = folder.join("kubeconfig");
+        let text = std::fs::read_to_string(&namespace.kubeconfig).expect("it is ours");
+        std::fs::write(&kubeconfig, text.replace(&real, &kubernetes.url("https"))).expect("a folder just made");
+        let mut options = OperatorOptions::kubernetes(server, namespace)
+            .nats_url(nats.url("nats"))
+            .env("MAX_ACTIVE_CALLS", plan.active_calls())
+            .env("JOB_TTL_SECONDS", JOB_TTL_SECONDS);
+        options.runner = Runner::Kubernetes { kubeconfig, namespace: namespace.name.clone() };
+        let operator = Operator::start(options.clone()).await;
+        let base = Mutex::new(operator.base().to_owned());
+        let operator = tokio::sync::Mutex::new(Some(operator));
+        Self { name, nats, kubernetes, options, operator, base, logs: logs.to_owned(), _folder: folder }
+    }
+
+    /// Where it serves HTTP.
+    pub fn base(&self) -> String {
+        self.base.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Kills it, waits, and starts it again.
+    pub async fn kill(&self, down: Duration) {
+        let mut operator = self.operator.lock().await;
+        operator.as_mut().expect("it always runs").kill9();
+        self.come_back(&mut operator, down).await;
+    }
+
+    /// Ends it in good order, waits, and starts it again. How long the end took.
+    pub async fn terminate(&self, down: Duration) -> Duration {
+        let mut operator = self.operator.lock().await;
+        let begin = Instant::now();
+        operator.as_mut().expect("it always runs").terminate(Duration::from_secs(60)).await;
+        let took = begin.elapsed();
+        self.come_back(&mut operator, down).await;
+        took
+    }
+
+    /// Stops it, and lets it go on later.
+    pub async fn freeze(&self, time: Duration) {
+        let mut operator = self.operator.lock().await;
+        let operator = operator.as_mut().expect("it always runs");
+        operator.signal(Signal::SIGSTOP);
+        tokio::time::sleep(time).await;
+        operator.signal(Signal::SIGCONT);
+    }
+
+    /// Resident KiB and open files.
+    pub async fn size(&self) -> (u64, usize) {
+        let operator = self.operator.lock().await;
+        let operator = operator.as_ref().expect("it always runs");
+        (operator.rss_kb(), operator.open_files())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        self.operator.lock().await.as_mut().expect("it always runs").ready().await;
+    }
+
+    async fn come_back(&self, operator: &mut Option<Operator>, down: Duration) {
+        self.keep_log(operator.as_ref());
+        *operator = None;
+        tokio::time::sleep(down).await;
+        let new = Operator::start_unready(self.options.clone()).await;
+        new.base().clone_into(&mut self.base.lock().expect("no panic while it is held"));
+        *operator = Some(new);
+    }
+
+    /// Appends what it has logged to what its predecessors have.
+    fn keep_log(&self, operator: Option<&Operator>) {
+        use std::io::Write;
+        let Some(operator) = operator else { return };
+        let path = self.logs.join(format!("operator-{}.log", self.name));
+        if let Ok(mut file) = std::fs::File::options().create(true).append(true).open(path) {
+            let _ = file.write_all(operator.log().as_bytes());
+            let _ = writeln!(file, "--- the end of process {}", operator.pid());
+        }
+    }
+}
