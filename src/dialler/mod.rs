@@ -92,8 +92,8 @@ impl Dialler {
     }
 
     async fn live(&self, delivery: Delivery, room: Room) {
-        let sequence = delivery.sequence;
-        let _released_at_last = self.holds.release_on_drop(sequence);
+        let message = delivery.message();
+        let _released_at_last = self.holds.release_on_drop(message);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
@@ -102,7 +102,7 @@ impl Dialler {
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
         };
-        self.holds.settle(sequence, settlement).await;
+        self.holds.settle(message, settlement).await;
     }
 
     /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
