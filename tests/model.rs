@@ -4,7 +4,7 @@
 //! A dialler whose `closing` is cancelled takes exactly one step of a message and hands it back: it reads the log, decides,
 //! does that one thing, and remembers nothing. So every interleaving of steps, and every crash between two of them, is an
 //! order of deliveries. A step is cut open where it matters most, at the request to make a Job: that can be stalled for as
-//! long as one likes, while others go on with the same call, and can arrive even after its sender has died. What this does
+//! long as the Job lives, while others go on with the same call, and can arrive even after its sender has died. What this does
 //! not cover, since no dialler lives for two steps, is following a Job over its sightings; other stories do.
 //!
 //! The clusters are simulated: what counts is how often a Job is made. Timers are fired by hand, up to a second early as a
@@ -530,10 +530,17 @@ impl World {
         (!jobs.is_empty()).then(|| jobs[number % jobs.len()].clone())
     }
 
+    /// A Job that is being removed stays until no request for it is on its way: one that outlasts it makes it anew, which nobody
+    /// can prevent (`docs/guarantees.md`).
     fn run(&self, job: usize, end: End) {
-        if let Some((cluster, job)) = self.some_job(job) {
+        let Some((cluster, job)) = self.some_job(job) else { return };
+        if !(job.is_being_removed && self.is_asked_for(&job.seen.name)) {
             cluster.go_on(&job.seen.name, end);
         }
+    }
+
+    fn is_asked_for(&self, job: &str) -> bool {
+        self.diallers.iter().any(|(_, line)| line.asked_for().iter().any(|name| name == job))
     }
 
     async fn show(&self, dialler: usize) {
@@ -546,12 +553,12 @@ impl World {
     }
 
     /// By hand, but not while it is being started: that a Job was there, and has been deleted, nobody can know whose request to
-    /// make it comes after (`docs/guarantees.md`).
+    /// make it comes after (`docs/guarantees.md` says so, too).
     async fn delete(&self, job: usize) {
         let Some((cluster, job)) = self.some_job(job) else { return };
         let last = self.log.last(&job.seen.id.name()).await.unwrap().unwrap().event;
-        let is_starting = last.status == Status::Pending && last.attempt == job.seen.attempt
-            || self.diallers.iter().any(|(_, line)| line.asked_for().contains(&job.seen.name));
+        let is_starting =
+            last.status == Status::Pending && last.attempt == job.seen.attempt || self.is_asked_for(&job.seen.name);
         if let (false, Some(job)) = (is_starting, cluster.jobs().get_mut(&job.seen.name)) {
             job.is_being_removed = true;
         }
