@@ -5,6 +5,7 @@
 
 pub mod decide;
 mod fate;
+mod redial;
 mod steps;
 
 use std::sync::Arc;
@@ -91,8 +92,8 @@ impl Dialler {
     }
 
     async fn live(&self, delivery: Delivery, room: Room) {
-        let sequence = delivery.sequence;
-        let _released_at_last = self.holds.release_on_drop(sequence);
+        let message = delivery.message();
+        let _released_at_last = self.holds.release_on_drop(message);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
@@ -101,7 +102,7 @@ impl Dialler {
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
         };
-        self.holds.settle(sequence, settlement).await;
+        self.holds.settle(message, settlement).await;
     }
 
     /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.

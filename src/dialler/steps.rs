@@ -8,6 +8,7 @@ use super::{
     Dialler, Origin, after,
     decide::{Asked, Step, decide},
     fate::{Fate, Trouble, fate},
+    redial,
 };
 use crate::{
     call::{Call, Change, Outcome, StatusEvent, status::Ended},
@@ -304,13 +305,8 @@ impl<'a> Life<'a> {
 
     /// Records when the next attempt is due, or that it would be too late.
     async fn redial(&mut self) -> Next {
-        let attempt = self.attempt();
-        let delay = self.call.spec.retry_delay_seconds(attempt);
-        let due_at = now() + SignedDuration::from_millis(jittered(delay, &self.job()));
-        match self.asked.not_after {
-            Some(end) if end <= due_at => self.record(Change::Expired).await,
-            _ => self.record(Change::Scheduled { due_at }).await,
-        }
+        let change = redial::after_failure(&self.call.spec, &self.job(), self.attempt(), now());
+        self.record(change).await
     }
 
     /// Another cluster has the call. Only when that one was not heard of for long is it given up; it is never dialled again.
@@ -344,7 +340,7 @@ impl<'a> Life<'a> {
     }
 
     fn redials(&self, outcome: Outcome) -> bool {
-        self.attempt() < self.call.spec.max_attempts() && self.call.spec.redials(outcome)
+        redial::is_redialled(&self.call.spec, self.attempt(), outcome)
     }
 
     fn attempt(&self) -> u32 {
@@ -393,15 +389,4 @@ fn removed(job: &ObservedJob) -> Facts {
         }),
         _ => Facts::Gone,
     }
-}
-
-/// Milliseconds to wait: the delay and up to a tenth more, by the Job's name, so that a batch that failed together does not
-/// come back together.
-fn jittered(seconds: u32, job: &str) -> i64 {
-    let spread = crate::call::Fingerprint::of(job.as_bytes())
-        .as_str()
-        .bytes()
-        .fold(0_u64, |sum, byte| sum * 31 % 1000 + u64::from(byte));
-    let milliseconds = u64::from(seconds) * 1000;
-    i64::try_from(milliseconds + milliseconds / 10 * (spread % 1000) / 1000).unwrap_or(i64::MAX)
 }

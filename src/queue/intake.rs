@@ -17,6 +17,7 @@ use async_nats::{
     },
 };
 use futures::{FutureExt, StreamExt};
+use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -36,19 +37,30 @@ const MAX_AHEAD: usize = 128;
 #[derive(Clone)]
 pub struct Holds {
     client: Client,
-    held: Arc<Mutex<HashMap<u64, Subject>>>,
+    held: Arc<Mutex<HashMap<u64, Held>>>,
+}
+
+/// A message in hand: where its latest delivery is acknowledged, and when it was stored. A stream that was lost and made anew
+/// counts from 1 again, so its sequence alone would take another message for one that is still in hand.
+#[derive(Clone)]
+struct Held {
+    reply: Subject,
+    published: Timestamp,
 }
 
 /// See [`Holds::release_on_drop`].
 pub struct ReleaseOnDrop {
     holds: Holds,
-    sequence: u64,
+    message: MessageId,
 }
+
+/// Which message of the queue: its sequence, and when it was stored.
+pub type MessageId = (u64, Timestamp);
 
 impl Drop for ReleaseOnDrop {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.holds.lock().remove(&self.sequence);
+            self.holds.remove(self.message);
         }
     }
 }
@@ -70,13 +82,21 @@ impl Holds {
 
     /// Holds a delivery; false when the message is held already, and then this delivery is the one to acknowledge.
     pub fn hold(&self, delivery: &Delivery) -> bool {
-        self.lock().insert(delivery.sequence, delivery.reply.clone()).is_none()
+        let held = Held { reply: delivery.reply.clone(), published: delivery.published };
+        let before = self.lock().insert(delivery.sequence, held);
+        before.is_none_or(|before| before.published != delivery.published)
     }
 
     /// Lets a message go when the work on it ends without a settlement, as by a panic: the server then delivers it again, where it
     /// would be held for ever.
-    pub fn release_on_drop(&self, sequence: u64) -> ReleaseOnDrop {
-        ReleaseOnDrop { holds: self.clone(), sequence }
+    pub fn release_on_drop(&self, message: MessageId) -> ReleaseOnDrop {
+        ReleaseOnDrop { holds: self.clone(), message }
+    }
+
+    fn remove(&self, (sequence, published): MessageId) -> Option<Held> {
+        let mut held = self.lock();
+        held.get(&sequence).filter(|held| held.published == published)?;
+        held.remove(&sequence)
     }
 
     /// How many messages are held.
@@ -86,8 +106,8 @@ impl Holds {
 
     /// Ends the work on a message. An acknowledgement is confirmed by the server; should no confirmation come, the message will
     /// be delivered again, and the status log says then what became of its call.
-    pub async fn settle(&self, sequence: u64, settlement: Settlement) {
-        let Some(reply) = self.lock().remove(&sequence) else { return };
+    pub async fn settle(&self, message: MessageId, settlement: Settlement) {
+        let Some(Held { reply, .. }) = self.remove(message) else { return };
         let result = match settlement {
             Settlement::Done => {
                 self.client.request(reply, AckKind::Ack.into()).await.map(|_| ()).map_err(|e| e.to_string())
@@ -97,7 +117,7 @@ impl Holds {
             }
         };
         if let Err(error) = result {
-            tracing::debug!(%error, sequence, "a message could not be settled, it will be delivered again");
+            tracing::debug!(%error, sequence = message.0, "a message could not be settled, it will be delivered again");
         }
     }
 
@@ -107,7 +127,7 @@ impl Holds {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let replies: Vec<Subject> = self.lock().values().cloned().collect();
+            let replies: Vec<Subject> = self.lock().values().map(|held| held.reply.clone()).collect();
             for reply in replies {
                 if let Err(error) = self.client.publish(reply, AckKind::Progress.into()).await {
                     tracing::debug!(%error, "no in-progress sign could be sent");
@@ -116,7 +136,7 @@ impl Holds {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Subject>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -68,6 +68,11 @@ impl Delivery {
         })
     }
 
+    /// Which message this is a delivery of.
+    pub fn message(&self) -> intake::MessageId {
+        (self.sequence, self.published)
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.as_str())
