@@ -229,6 +229,13 @@ async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
         publish_raw(&stage, block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
     }
     a_good_call_goes_through(&stage, &mut operator, "good").await;
+    let letters = dead_letters(&stage).await;
+    assert!(letters.iter().all(|(reason, _)| reason.contains("headers: cannot be read")), "{letters:?}");
+    // What can be made out of the others is the library's affair; each ends, one way or the other.
+    for n in 0..blocks.len() {
+        let state = stage.end_of(&format!("raw-{n}")).await;
+        assert!(state.status == Status::Rejected || n > 2 && state.status == Status::Succeeded, "{n}: {state:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

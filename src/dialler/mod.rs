@@ -105,6 +105,14 @@ impl Dialler {
         self.holds.settle(message, settlement).await;
     }
 
+    /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
+    pub async fn refuse_unreadable(&self, delivery: &Delivery, problem: &str) {
+        let id = validate::parse(&delivery.payload).ok().and_then(|parsed| parsed.id);
+        let message = format!("cannot be read: {problem}");
+        let errors = vec![FieldError { field: "headers".to_owned(), message }];
+        self.refuse(delivery, Unfit { id: id.clone(), refusal: Refusal::Invalid { id, errors } }).await;
+    }
+
     /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
     async fn refuse(&self, delivery: &Delivery, unfit: Unfit) -> Settlement {
         let reason = unfit.refusal.to_string();

@@ -99,6 +99,11 @@ impl Holds {
         held.remove(&sequence)
     }
 
+    /// Whether a message is held.
+    pub fn has(&self, sequence: u64) -> bool {
+        self.lock().contains_key(&sequence)
+    }
+
     /// How many messages are held.
     pub fn count(&self) -> usize {
         self.lock().len()

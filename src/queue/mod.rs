@@ -11,6 +11,7 @@ pub mod pace;
 pub mod presence;
 pub mod streams;
 pub mod submit;
+pub mod unreadable;
 
 pub use connect::NatsSettings;
 pub use streams::{Names, StreamSettings};
