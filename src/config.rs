@@ -1,6 +1,8 @@
 //! Settings: every one is a flag with an environment variable, typed here at the edge. Nothing below reads the environment.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use secrecy::SecretString;
@@ -80,7 +82,7 @@ pub struct NatsArgs {
 #[command(next_help_heading = "Queue")]
 pub struct QueueArgs {
     /// Most calls in progress at once, over all replicas (1 to 100000)
-    #[arg(long, env = "MAX_ACTIVE_CALLS", default_value_t = 100, global = true, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, env = "MAX_ACTIVE_CALLS", default_value_t = 100, global = true, value_parser = whole(1_u32..=100_000))]
     pub max_active_calls: u32,
     /// Most calls begun per second, over all replicas, evenly spaced; fractions allowed. 0: no limit
     #[arg(long, env = "CALLS_PER_SECOND", default_value = "0", global = true, value_parser = rate)]
@@ -92,13 +94,13 @@ pub struct QueueArgs {
     #[arg(long, env = "STATUS_RETENTION", default_value = "72h", global = true, value_parser = retention)]
     pub status_retention: Duration,
     /// Copies of each stream in a NATS cluster (1 to 5)
-    #[arg(long, env = "NATS_REPLICAS", default_value_t = 1, global = true, value_parser = clap::value_parser!(u8).range(1..=5))]
+    #[arg(long, env = "NATS_REPLICAS", default_value_t = 1, global = true, value_parser = whole(1_u8..=5))]
     pub nats_replicas: u8,
     /// Most messages in the queue; it refuses more. -1: no limit
-    #[arg(long, env = "QUEUE_MAX_MESSAGES", default_value_t = 1_000_000, global = true, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    #[arg(long, env = "QUEUE_MAX_MESSAGES", default_value_t = 1_000_000, global = true, allow_negative_numbers = true, value_parser = whole(-1_i64..=i64::MAX))]
     pub queue_max_messages: i64,
     /// Most bytes in the queue; it refuses more. -1: no limit
-    #[arg(long, env = "QUEUE_MAX_BYTES", default_value_t = -1, global = true, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    #[arg(long, env = "QUEUE_MAX_BYTES", default_value_t = -1, global = true, allow_negative_numbers = true, value_parser = whole(-1_i64..=i64::MAX))]
     pub queue_max_bytes: i64,
 }
 
@@ -147,16 +149,16 @@ pub struct JobArgs {
     #[arg(long, env = "SIP_SECRET_NAME", default_value = "sip-credentials", global = true, value_parser = secret_name)]
     pub sip_secret_name: String,
     /// Seconds that a finished Job is kept once its outcome is recorded
-    #[arg(long, env = "JOB_TTL_SECONDS", default_value_t = 3600, global = true, value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, env = "JOB_TTL_SECONDS", default_value_t = 3600, global = true, value_parser = whole(0_i32..=i32::MAX))]
     pub job_ttl_seconds: i32,
     /// How often Kubernetes starts a failed pod again within one attempt
-    #[arg(long, env = "JOB_BACKOFF_LIMIT", default_value_t = 0, global = true, value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, env = "JOB_BACKOFF_LIMIT", default_value_t = 0, global = true, value_parser = whole(0_i32..=i32::MAX))]
     pub job_backoff_limit: i32,
     /// Whether pods use the host's network, as SIP behind NAT often needs
     #[arg(long, env = "JOB_HOST_NETWORK", default_value = "true", global = true, value_parser = truth, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub job_host_network: bool,
     /// Seconds added to the longest the conversation can last; together they are the Job's deadline
-    #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
     pub job_deadline_margin_seconds: u32,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
     #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_name = "FILE")]
@@ -171,13 +173,13 @@ pub struct JobArgs {
     #[arg(long, env = "RECORDING_DIR", global = true, value_name = "DIR")]
     pub recording_dir: Option<String>,
     /// User id of the caller's process
-    #[arg(long, env = "RUN_AS_USER", global = true, value_parser = clap::value_parser!(i64).range(0..=i64::from(u32::MAX)))]
+    #[arg(long, env = "RUN_AS_USER", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
     pub run_as_user: Option<i64>,
     /// Group id of the caller's process
-    #[arg(long, env = "RUN_AS_GROUP", global = true, value_parser = clap::value_parser!(i64).range(0..=i64::from(u32::MAX)))]
+    #[arg(long, env = "RUN_AS_GROUP", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
     pub run_as_group: Option<i64>,
     /// Group id of the volumes
-    #[arg(long, env = "FS_GROUP", global = true, value_parser = clap::value_parser!(i64).range(0..=i64::from(u32::MAX)))]
+    #[arg(long, env = "FS_GROUP", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
     pub fs_group: Option<i64>,
     /// Labels of the nodes that may run Jobs, `key=value,key2=value2`; a request's `node_selector` replaces it
     #[arg(long, env = "NODE_SELECTOR", global = true, value_parser = selector, value_name = "K=V,…")]
@@ -193,10 +195,10 @@ pub struct Selector(pub BTreeMap<String, String>);
 #[command(next_help_heading = "HTTP")]
 pub struct HttpArgs {
     /// Address to listen on. The API has no authentication yet: let only trusted networks reach it
-    #[arg(long, env = "HOST", default_value = "127.0.0.1", global = true)]
+    #[arg(long, env = "HOST", default_value = "127.0.0.1", global = true, value_parser = address)]
     pub host: IpAddr,
     /// Port to listen on; 0 for a free one
-    #[arg(long, env = "PORT", default_value_t = 8080, global = true)]
+    #[arg(long, env = "PORT", default_value_t = 8080, global = true, value_parser = whole(0_u16..=u16::MAX))]
     pub port: u16,
 }
 
@@ -328,6 +330,21 @@ fn own_namespace() -> String {
     let text = std::fs::read_to_string(NAMESPACE_FILE).unwrap_or_default();
     let name = text.trim();
     if name.is_empty() { DEFAULT_NAMESPACE.to_owned() } else { name.to_owned() }
+}
+
+/// A whole number in a range.
+fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
+{
+    move |text| {
+        let number = text.trim().parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("accepted: a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "accepted: an IP address, such as 127.0.0.1, 0.0.0.0 or ::".to_owned())
 }
 
 fn not_empty(text: &str) -> Result<String, String> {

@@ -177,9 +177,9 @@ impl Desk {
         let parts = self.parts()?;
         if let Some(name) = CallName::of_job(name_or_id)
             && let Some(last) = parts.log.last(&name).await?
+            && (name_or_id == name.as_str() || had_attempt(&last.event, name_or_id))
         {
-            let attempt_exists = name_or_id == name.as_str() || Some(name_or_id) == last.event.job.as_deref();
-            return Ok(Some(last.event).filter(|event| attempt_exists || had_attempt(event, name_or_id)));
+            return Ok(Some(last.event));
         }
         let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
         Ok(parts.log.last(&id.name()).await?.map(|last| last.event))

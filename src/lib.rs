@@ -16,7 +16,6 @@
 //!
 //! Dependencies point inward: `commands → http, queue, runner → dialler, tracker, jobs → job → call`. `call` and `job` are
 //! pure: no runtime, no client, no clock. `http` knows the desk and nothing of NATS. Only `commands/serve.rs` wires.
-#![allow(clippy::todo)]
 
 pub mod call;
 pub mod cli;

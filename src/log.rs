@@ -175,9 +175,10 @@ fn headers(event: &StatusEvent) -> HeaderMap {
     headers
 }
 
-/// One line per change of state, with what a person looks for.
+/// One line per change of state, with what a person looks for; outside of any span, which would say half of it again.
 fn tell(event: &StatusEvent) {
     tracing::info!(
+        parent: None,
         call_id = %event.id,
         job = event.job.as_deref().unwrap_or_else(|| event.name.as_str()),
         attempt = event.attempt,

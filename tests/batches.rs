@@ -8,11 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use sipstuff_operator::call::{Outcome, Status};
 
+use crate::stage::{PATIENCE, Stage};
 use crate::support::operator::{BINARY, Operator, OperatorOptions};
 use crate::support::process::Scratch;
 use crate::support::status::{delete, messages_in, queue_is_empty, recorded};
 use crate::support::{NatsServer, StatusListener, eventually, get_json, post_call, request};
-use crate::whole_way::{PATIENCE, Stage};
 
 /// A queue and a folder for calls that run on this machine.
 struct Desk {
@@ -198,20 +198,17 @@ async fn a_running_call_is_stopped_and_a_call_that_has_ended_stays_as_it_ended()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelling_a_running_call_deletes_its_job_and_ends_its_pod() {
-    let stage = Stage::set().await;
-    let env = vec![("SIMULATE_SECONDS".to_owned(), "120".to_owned())];
-    let options = crate::support::node::NodeOptions { env, ..Default::default() };
-    let node = crate::support::node::TestNode::start(stage.namespace.client.clone(), &stage.namespace.name, options);
+    let stage = Stage::cluster(120.0).await;
     let operator = stage.operator().await;
     post_call(operator.base(), &with(request("+490", "a"), json!({"id": "long"}))).await;
     stage.events.until("the call runs", PATIENCE, |events| events.iter().any(|e| e.status == Status::Running)).await;
     assert_eq!(delete(operator.base(), "/jobs/long").await.json["status"], "cancelling");
     let end = stage.events.final_of("long", PATIENCE).await;
     assert_eq!((end.status, end.reason.as_deref()), (Status::Cancelled, Some("cancelled")));
-    let jobs = stage.namespace.api::<k8s_openapi::api::batch::v1::Job>();
+    let jobs = stage.namespace().api::<k8s_openapi::api::batch::v1::Job>();
     eventually("the Job is gone", PATIENCE, async || jobs.list(&Default::default()).await.unwrap().items.is_empty())
         .await;
-    assert_eq!(node.start_count(), 1);
+    assert_eq!(stage.node().start_count(), 1);
     stage.queue_empties().await;
 }
 

@@ -95,7 +95,7 @@ fn folder() -> PathBuf {
 }
 
 /// The files with an extension, by the name of their case.
-fn files(extension: &str) -> BTreeMap<String, PathBuf> {
+pub(crate) fn files(extension: &str) -> BTreeMap<String, PathBuf> {
     let paths = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
     paths
         .filter(|path| path.extension().is_some_and(|other| other == extension))

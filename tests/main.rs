@@ -4,12 +4,19 @@
 
 mod support;
 
+mod bad_input;
 mod batches;
+mod commands;
+mod crash;
 mod deployment;
 mod golden;
 mod http;
 mod kubernetes_runner;
 mod local_runner;
+mod memory;
+mod once;
+mod outages;
+mod stage;
 mod support_works;
 mod torture;
 mod whole_way;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{banner, place};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     cli::Effective,
     config::{HttpArgs, QueueArgs, Settings},
     desk::{self, Desk},
-    dialler::{Dialler, Parts},
+    dialler::{Dialler, Limits},
     http::{self, HttpSettings},
     job::JobDefaults,
     jobs::{Brief, JobView},
@@ -102,7 +102,7 @@ impl Engine {
         let bucket = retry::forever("prepare the bucket", || streams::bucket(&jetstream, &streams)).await;
         let QueueArgs { calls_per_second, orphan_after, .. } = settings.queue;
         let handing_back = CancellationToken::new();
-        let parts = Parts {
+        let dialler = Arc::new(Dialler {
             log: log.clone(),
             runner: runner.clone(),
             sightings: Sightings::default(),
@@ -114,8 +114,9 @@ impl Engine {
             pace: (calls_per_second > 0.0).then(|| Pace::new(bucket.clone(), calls_per_second)),
             presence: Presence::new(bucket, orphan_after),
             closing: handing_back.clone(),
-        };
-        let dialler = Dialler::new(parts);
+            tasks: TaskTracker::new(),
+            limits: Limits::default(),
+        });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
         engine.follow(desk, settings.queue.status_retention);
         engine.take_in(closing);
@@ -177,9 +178,7 @@ impl Engine {
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
             tracing::warn!(messages = self.dialler.holds.count(), "not everything was handed back in time");
         }
-        if let Err(error) = self.client.flush().await {
-            tracing::debug!(%error, "the connection could not be flushed");
-        }
+        connect::flush(&self.client).await;
     }
 }
 

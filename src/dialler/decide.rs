@@ -18,6 +18,8 @@ pub struct Asked {
     pub fingerprint: Fingerprint,
     /// Whether one of us accepted it, so that `queued` was or will be recorded.
     pub accepted: bool,
+    /// Whether a timer fired it.
+    pub fired: bool,
     /// Its `not_before`.
     pub not_before: Option<Timestamp>,
     /// Its `not_after`.
@@ -50,6 +52,8 @@ pub enum Step {
     Stop,
     /// The attempt failed and another one is to come: record when.
     Redial,
+    /// A timer fired by a clock that is ahead of ours: give the message back until then.
+    Wait(Timestamp),
     /// Another cluster has claimed it: give the message back.
     GiveBack,
     /// Nothing is left to do for this message.
@@ -58,7 +62,7 @@ pub enum Step {
     Conflict,
 }
 
-/// Decides the next step; see `design` in the README for the table in words.
+/// Decides the next step; `docs/decisions/02-the-status-log-decides.md` has the table in words.
 pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
     let Some(last) = last else { return unheard_of(asked, now) };
     if last.fingerprint != asked.fingerprint {
@@ -95,6 +99,7 @@ fn scheduled(last: &StatusEvent, asked: &Asked, now: Timestamp) -> Step {
     match asked.not_after {
         Some(end) if end <= now => Step::Expire,
         _ if asked.attempt == attempt && is_due => Step::Claim(attempt),
+        _ if asked.attempt == attempt && asked.fired => Step::Wait(due),
         _ if asked.attempt > attempt => Step::Done,
         _ => Step::Schedule { attempt, due },
     }
@@ -129,7 +134,7 @@ mod tests {
 
     fn asked(attempt: u32, sequence: u64) -> Asked {
         let fingerprint = Fingerprint::of(b"request");
-        Asked { attempt, sequence, fingerprint, accepted: false, not_before: None, not_after: None }
+        Asked { attempt, sequence, fingerprint, accepted: false, fired: false, not_before: None, not_after: None }
     }
 
     /// A call's state after some changes, all at second 100.
@@ -193,6 +198,12 @@ mod tests {
                 Some(after(vec![scheduled(300)])),
                 asked(1, SEQUENCE),
                 Step::Schedule { attempt: 1, due: at(300) },
+            ),
+            (
+                "not due, though the timer fired",
+                Some(after(vec![scheduled(300)])),
+                Asked { fired: true, ..asked(1, SEQUENCE) },
+                Step::Wait(at(300)),
             ),
             ("claimed here by this message", Some(after(vec![pending(1, HERE)])), asked(1, SEQUENCE), Step::Start),
             ("claimed by another message", Some(after(vec![pending(1, HERE)])), asked(1, 8), Step::Done),

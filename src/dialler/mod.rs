@@ -18,7 +18,7 @@ use crate::{
     job::{JobDefaults, ObservedJob},
     log::{AppendError, Recorded, StatusLog, now},
     queue::{
-        Delivery, HEADER_CALL_ID, HEADER_QUEUED_AT,
+        Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
         dead::DeadLetters,
         intake::{Holds, Room, Settlement},
         pace::Pace,
@@ -63,59 +63,24 @@ pub struct Dialler {
     pub closing: CancellationToken,
     /// Every task that works on a message.
     pub tasks: TaskTracker,
+    /// How much is done at once.
+    pub limits: Limits,
+}
+
+/// How much is done at once.
+#[derive(Debug)]
+pub struct Limits {
     starts: Semaphore,
     reconciles: Semaphore,
 }
 
-/// What a [`Dialler`] is made of.
-pub struct Parts {
-    /// The status log.
-    pub log: StatusLog,
-    /// Where Jobs run.
-    pub runner: Arc<dyn Runner>,
-    /// What the runner reported.
-    pub sightings: Sightings,
-    /// The messages in flight.
-    pub holds: Holds,
-    /// For schedules.
-    pub submitter: Submitter,
-    /// For what cannot be a call.
-    pub dead: DeadLetters,
-    /// What every Job has in common.
-    pub defaults: JobDefaults,
-    /// Who we are among the clusters.
-    pub cluster: String,
-    /// Spaces the calls, where a pace is set.
-    pub pace: Option<Pace>,
-    /// Which clusters are there.
-    pub presence: Presence,
-    /// Cancelled when the process is to end.
-    pub closing: CancellationToken,
+impl Default for Limits {
+    fn default() -> Self {
+        Self { starts: Semaphore::new(STARTS_IN_FLIGHT), reconciles: Semaphore::new(RECONCILED_AT_ONCE) }
+    }
 }
 
 impl Dialler {
-    /// Puts the parts together.
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { log, runner, sightings, holds, submitter, dead, defaults, cluster, pace, presence, closing } =
-            parts;
-        Arc::new(Self {
-            log,
-            runner,
-            sightings,
-            holds,
-            submitter,
-            dead,
-            defaults,
-            cluster,
-            pace,
-            presence,
-            closing,
-            tasks: TaskTracker::new(),
-            starts: Semaphore::new(STARTS_IN_FLIGHT),
-            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
-        })
-    }
-
     /// Works on a delivery in a task of its own; a message that is held already only has its delivery replaced.
     pub fn take(self: &Arc<Self>, delivery: Delivery, room: Room) {
         if self.holds.hold(&delivery) {
@@ -126,10 +91,11 @@ impl Dialler {
 
     async fn live(&self, delivery: Delivery, room: Room) {
         let sequence = delivery.sequence;
+        let _released_at_last = self.holds.release_on_drop(sequence);
         let settlement = match decode(&delivery) {
             Ok(call) => {
-                let span = tracing::info_span!("call", call_id = %call.id, job = %call.name);
                 let asked = asked(&delivery, &call);
+                let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
                 Life::new(self, call, asked, delivery, room).run().instrument(span).await
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
@@ -167,8 +133,8 @@ impl Dialler {
         for job in jobs {
             let dialler = self.clone();
             self.tasks.spawn(async move {
-                let Ok(_permit) = dialler.reconciles.acquire().await else { return };
-                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name);
+                let Ok(_permit) = dialler.limits.reconciles.acquire().await else { return };
+                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name, attempt = job.attempt);
                 dialler.reconcile_one(&job).instrument(span).await;
             });
         }
@@ -257,6 +223,7 @@ fn asked(delivery: &Delivery, call: &Call) -> Asked {
         sequence: delivery.sequence,
         fingerprint: call.fingerprint.clone(),
         accepted: delivery.header(HEADER_QUEUED_AT).is_some(),
+        fired: delivery.header(HEADER_DUE).is_some(),
         not_before: call.spec.not_before,
         not_after: call.spec.not_after,
     }

@@ -80,6 +80,7 @@ impl<'a> Life<'a> {
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
             Step::Redial => self.redial().await,
+            Step::Wait(due) => Next::Settle(Settlement::GiveBack(Some(until(due)))),
             Step::GiveBack => self.give_back().await,
             Step::Done => DONE,
             Step::Conflict => self.conflict().await,
@@ -153,7 +154,7 @@ impl<'a> Life<'a> {
         let order = build(&self.call, attempt, &self.dialler.defaults);
         let mut follower = self.dialler.sightings.follow(order.name());
         let result = {
-            let Ok(_permit) = self.dialler.starts.acquire().await else { return HAND_BACK };
+            let Ok(_permit) = self.dialler.limits.starts.acquire().await else { return HAND_BACK };
             self.dialler.runner.start(&order).await
         };
         match result {
@@ -323,6 +324,10 @@ impl<'a> Life<'a> {
             () = self.dialler.closing.cancelled() => {}
         }
     }
+}
+
+fn until(moment: Timestamp) -> Duration {
+    Duration::try_from(moment.duration_since(now())).unwrap_or_default()
 }
 
 /// Nobody can know how a call of a cluster that is no more has ended.

@@ -112,7 +112,7 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A span and an access line for every request, at debug. Not [`warp::trace`]: that one writes three lines at info and warn.
+/// A span and an access line for every request, at debug. Not [`warp::trace()`]: that one writes three lines at info and warn.
 fn traced<F>(
     routes: F,
 ) -> impl Service<

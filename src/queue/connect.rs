@@ -11,6 +11,8 @@ use super::Away;
 pub const OLDEST_SERVER: (i64, i64, i64) = (2, 12, 0);
 /// How long an answer from NATS may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what was sent may take to leave the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Publishes under way at once; more wait.
 const MAX_ACKS_IN_FLIGHT: usize = 4096;
 
@@ -93,6 +95,15 @@ pub fn jetstream(client: Client) -> jetstream::Context {
         .build(client)
 }
 
+/// Waits until what was sent has left the process, but not for a connection that is lost: that may never come back.
+pub async fn flush(client: &Client) {
+    match tokio::time::timeout(FLUSH_TIMEOUT, client.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the connection could not be flushed"),
+        Err(_) => tracing::debug!("the connection could not be flushed in time"),
+    }
+}
+
 async fn options(settings: &NatsSettings) -> Result<ConnectOptions, ConnectError> {
     let options = ConnectOptions::new()
         .name(concat!("sipstuff-operator ", env!("CARGO_PKG_VERSION")))
@@ -142,7 +153,7 @@ fn tls(options: ConnectOptions, settings: &NatsSettings) -> Result<ConnectOption
 
 fn tell(event: &Event) {
     match event {
-        Event::Connected => tracing::debug!("connected to NATS"),
+        Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("lost the connection to NATS, reconnecting"),
         Event::ServerError(error) => tracing::warn!(%error, "NATS reports an error"),
         Event::ClientError(error) => tracing::debug!(%error, "NATS connection"),

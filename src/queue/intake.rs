@@ -1,7 +1,7 @@
 //! Taking messages from the queue and holding them: a message in flight is a call in progress.
 //!
 //! [`Holds`] keeps the latest delivery of every message that is being worked on, tells the server that it still is, and at
-//! the end acknowledges it or gives it back. [`pull`] brings messages, for ever.
+//! the end acknowledges it or gives it back. [`pull()`] brings messages, for ever.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Away, Delivery, StreamSettings, streams, submit::describe};
+use super::{Away, Delivery, StreamSettings, connect, streams, submit::describe};
 use crate::retry::Retry;
 
 /// How often the server is told that a message is being worked on: three times within its patience.
@@ -34,6 +34,20 @@ const MAX_AHEAD: usize = 128;
 pub struct Holds {
     client: Client,
     held: Arc<Mutex<HashMap<u64, Subject>>>,
+}
+
+/// See [`Holds::release_on_drop`].
+pub struct ReleaseOnDrop {
+    holds: Holds,
+    sequence: u64,
+}
+
+impl Drop for ReleaseOnDrop {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.holds.lock().remove(&self.sequence);
+        }
+    }
 }
 
 /// What becomes of a held message.
@@ -54,6 +68,12 @@ impl Holds {
     /// Holds a delivery; false when the message is held already, and then this delivery is the one to acknowledge.
     pub fn hold(&self, delivery: &Delivery) -> bool {
         self.lock().insert(delivery.sequence, delivery.reply.clone()).is_none()
+    }
+
+    /// Lets a message go when the work on it ends without a settlement, as by a panic: the server then delivers it again, where it
+    /// would be held for ever.
+    pub fn release_on_drop(&self, sequence: u64) -> ReleaseOnDrop {
+        ReleaseOnDrop { holds: self.clone(), sequence }
     }
 
     /// How many messages are held.
@@ -126,9 +146,7 @@ pub async fn pull(
             () = stop.cancelled() => {}
         }
     }
-    if let Err(error) = jetstream.client().flush().await {
-        tracing::debug!(%error, "the connection could not be flushed");
-    }
+    connect::flush(&jetstream.client()).await;
 }
 
 async fn pull_until_error(

@@ -26,6 +26,9 @@ pub const HEADER_ATTEMPT: &str = "Sip-Attempt";
 /// Header: when the request first entered the queue, RFC 3339. Present when it was accepted by us, and on a redial.
 pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
 
+/// Header: when a message that a timer fired was due, RFC 3339. Absent from any other.
+pub const HEADER_DUE: &str = "Sip-Due";
+
 /// NATS does not answer, or not in time.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("NATS does not answer: {0}")]

@@ -11,7 +11,7 @@ use async_nats::{
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Away, Delivery, HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT, Names};
+use super::{Away, Delivery, HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT, Names};
 use crate::call::{CallId, CallName};
 
 /// Header of the server's scheduler: when to fire (ADR-51).
@@ -87,6 +87,7 @@ impl Submitter {
         body: Bytes,
     ) -> Result<(), PublishRefusal> {
         let mut headers = headers(labels);
+        headers.insert(HEADER_DUE, due.to_string().as_str());
         headers.insert(NATS_SCHEDULE, format!("@at {due}").as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.due.as_str());
         self.send(self.schedule_subject(name, labels.attempt).into(), headers, body).await
@@ -114,7 +115,7 @@ impl Submitter {
     /// [`PublishRefusal`], as for [`Self::publish`].
     pub async fn forward(&self, delivery: &Delivery) -> Result<(), PublishRefusal> {
         let mut headers = HeaderMap::new();
-        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT] {
+        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
             }

@@ -1,5 +1,5 @@
 //! Every attempt of the state directory, in memory: what the operator knows, asks for, and tells. The folders are the
-//! truth; [`watch`] keeps this up with them.
+//! truth; `watch` keeps this up with them.
 
 mod adopt;
 mod watch;

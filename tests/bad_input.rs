@@ -1,0 +1,279 @@
+//! What is no call: by NATS and by HTTP, by mistake and by malice. A clear answer or a dead letter with the reason, never a
+//! crash, and the good call behind it still goes through.
+
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+use sipstuff_operator::call::{CallId, Status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::support::status::{Reply, http_client, messages_in, send};
+use crate::support::{NatsOptions, Operator, eventually};
+
+/// One thing that is no call.
+struct Bad {
+    what: &'static str,
+    body: Vec<u8>,
+    /// HTTP's answer.
+    status: u16,
+    /// What the reason must name.
+    names: &'static str,
+    /// The id that can be made out in it.
+    id: Option<&'static str>,
+}
+
+fn bad(what: &'static str, body: impl Into<Vec<u8>>, status: u16, names: &'static str) -> Bad {
+    Bad { what, body: body.into(), status, names, id: None }
+}
+
+/// A request with an id in which some fields are wrong.
+fn wrong(id: &'static str, fields: Value, names: &'static str) -> Bad {
+    let mut request = request_of(id);
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    Bad { what: id, body: request.to_string().into(), status: 422, names, id: Some(id) }
+}
+
+fn everything_bad() -> Vec<Bad> {
+    let nested = |open: &str, close: &str| format!("{}{}", open.repeat(50_000), close.repeat(50_000));
+    vec![
+        bad("empty", "", 400, "JSON"),
+        bad("blank", " \r\n\t", 400, "JSON"),
+        bad("not JSON", "dest=1&text=hello", 400, "JSON"),
+        bad("cut off", r#"{"dest": "1", "te"#, 400, "JSON"),
+        bad("two documents", r#"{"dest": "1", "text": "x"} {}"#, 400, "JSON"),
+        bad("deeply nested lists", nested("[", "]"), 400, "JSON"),
+        bad("deeply nested objects", nested(r#"{"a":"#, "}"), 400, "JSON"),
+        bad(
+            "deep inside a field",
+            format!(r#"{{"dest": "1", "text": "x", "metadata": {}}}"#, nested("[", "]")),
+            400,
+            "JSON",
+        ),
+        bad("invalid UTF-8", b"{\"dest\": \"1\", \"text\": \"\xff\xfe\"}", 400, "JSON"),
+        bad("half a surrogate", r#"{"dest": "1", "text": "\ud800"}"#, 400, "JSON"),
+        bad("a NUL byte in the document", b"{\"dest\": \"1\", \"text\": \"a\0b\"}", 400, "JSON"),
+        bad("a number that no float holds", r#"{"dest": "1", "text": "x", "timeout": 1e999}"#, 400, "JSON"),
+        bad("not a number", r#"{"dest": "1", "text": "x", "timeout": NaN}"#, 400, "JSON"),
+        bad("a list", "[]", 422, "object"),
+        bad("a string", r#""+4930""#, 422, "object"),
+        bad("null", "null", 422, "object"),
+        bad("no fields", "{}", 422, "dest"),
+        wrong("wrong-types", json!({"dest": 1, "text": ["x"], "timeout": "60"}), "timeout"),
+        wrong("unknown-field", json!({"colour": "red"}), "colour"),
+        wrong("text-and-wav", json!({"wav": "/x.wav"}), "wav"),
+        wrong("nul", json!({"text": "a\0b"}), "text"),
+        wrong("out-of-range", json!({"timeout": 601, "repeat": 0, "pre_delay": -1, "sip_port": 65536}), "sip_port"),
+        wrong("huge-number", json!({"timeout": u64::MAX}), "timeout"),
+        wrong("fraction", json!({"timeout": 60.5}), "timeout"),
+        wrong("empty-dest", json!({"dest": ""}), "dest"),
+        wrong("long-text", json!({"text": "x".repeat(131_072)}), "text"),
+        wrong("moment", json!({"not_before": "tomorrow"}), "not_before"),
+        bad("an id with a line break", r#"{"id": "a\nb", "dest": "1", "text": "x"}"#, 422, "id"),
+        bad("an id of 129 bytes", json!({"id": "x".repeat(129), "dest": "1", "text": "x"}).to_string(), 422, "id"),
+        bad("an id that is a number", r#"{"id": 7, "dest": "1", "text": "x"}"#, 422, "id"),
+        bad(
+            "many unknown fields",
+            Value::Object((0..20_000).map(|n| (format!("f{n}"), json!(n))).collect()).to_string(),
+            422,
+            "f1",
+        ),
+    ]
+}
+
+async fn post(base: &str, body: Vec<u8>) -> Reply {
+    send(http_client().post(format!("{base}/call")).header(CONTENT_TYPE, "application/json").body(body)).await
+}
+
+/// The reasons of all dead letters, oldest first, with their payloads.
+async fn dead_letters(stage: &Stage) -> Vec<(String, Vec<u8>)> {
+    let stream = stage.js.get_stream("SIP_DEAD").await.unwrap();
+    let mut letters = Vec::new();
+    for sequence in 1..=stream.cached_info().state.last_sequence {
+        let letter = stream.get_raw_message(sequence).await.unwrap();
+        letters.push((letter.headers.get("Sip-Dead-Reason").unwrap().to_string(), letter.payload.to_vec()));
+    }
+    letters
+}
+
+/// Asserts that nothing is stuck: a good call goes through, and the queue is empty after it.
+async fn a_good_call_goes_through(stage: &Stage, operator: &mut Operator, id: &str) {
+    stage.publish(&[], request_of(id).to_string()).await;
+    assert_eq!(stage.end_of(id).await.status, Status::Succeeded);
+    stage.queue_empties().await;
+    assert!(operator.ended().is_none(), "the operator has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_call_becomes_a_dead_letter_with_its_reason() {
+    let stage = Stage::machine(0.1).await;
+    let mut operator = stage.operator().await;
+    let all = everything_bad();
+    for bad in &all {
+        stage.publish(&[], bad.body.clone()).await;
+    }
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+
+    let letters = dead_letters(&stage).await;
+    assert_eq!(letters.len(), all.len());
+    for bad in &all {
+        let (reason, _) =
+            letters.iter().find(|(_, payload)| *payload == bad.body).unwrap_or_else(|| panic!("{}", bad.what));
+        assert!(reason.contains(bad.names), "{}: {reason}", bad.what);
+        if let Some(id) = bad.id {
+            let state = stage.state(id).await.unwrap_or_else(|| panic!("{id} is not known"));
+            assert_eq!((state.status, state.is_final), (Status::Rejected, true));
+            assert!(state.reason.is_some_and(|reason| reason.contains(bad.names)), "{id}");
+        }
+    }
+    let rejected = stage.events.finals().into_iter().filter(|event| event.status == Status::Rejected).count();
+    assert_eq!(rejected, all.iter().filter(|bad| bad.id.is_some()).count());
+    assert_eq!(stage.jobs().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_call_is_refused_by_http_with_everything_that_is_wrong() {
+    let stage = Stage::machine(0.1).await;
+    let mut operator = stage.operator().await;
+    for bad in everything_bad() {
+        let reply = post(operator.base(), bad.body).await;
+        assert_eq!(reply.status, bad.status, "{}: {reply:?}", bad.what);
+        assert_eq!(reply.headers["content-type"], "application/problem+json", "{}", bad.what);
+        assert!(reply.text.contains(bad.names), "{}: {reply:?}", bad.what);
+    }
+    let megabyte = json!({"dest": "1", "text": "x".repeat(1_000_000)}).to_string();
+    assert_eq!(post(operator.base(), megabyte.into()).await.status, 413);
+    assert_eq!(messages_in(&stage.js, "SIP_STATUS").await, 0, "what is refused leaves nothing behind");
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    assert_eq!(messages_in(&stage.js, "SIP_DEAD").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_as_large_as_the_server_takes_is_put_aside_too() {
+    let stage = Stage::machine(0.1).await;
+    let mut operator = stage.operator().await;
+    stage.publish(&[], vec![b'x'; 1024 * 1024]).await;
+    let text = "x".repeat(1_000_000);
+    stage.publish(&[], json!({"id": "megabyte", "dest": "1", "text": text}).to_string()).await;
+    // The server takes 64 KiB of headers.
+    let header = "h".repeat(65_000);
+    stage.publish(&[("X-Large", &header)], vec![b'x'; 900_000]).await;
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    assert_eq!(messages_in(&stage.js, "SIP_DEAD").await, 3);
+    assert_eq!(stage.state("megabyte").await.map(|event| event.status), Some(Status::Rejected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_make_no_sense_are_no_harm() {
+    let stage = Stage::machine(0.1).await;
+    let mut operator = stage.operator().await;
+    let nameless = |text: &str| json!({"dest": "1", "text": text}).to_string();
+    let huge = "x".repeat(60_000);
+    // An id that is none: which call it is cannot be said.
+    for id in [huge.as_str(), "tab\there", &"ä".repeat(65)] {
+        stage.publish(&[("Nats-Msg-Id", id)], nameless("bad id")).await;
+        stage.publish(&[("Sip-Call-Id", id)], nameless("bad id")).await;
+    }
+    // The body's own id goes first.
+    stage.publish(&[("Sip-Call-Id", &huge)], request_of("own").to_string()).await;
+    // What only we are to write, written by others.
+    let forged = [
+        ("Sip-Attempt", "4294967295"),
+        ("Sip-Attempt", "-1"),
+        ("Sip-Attempt", "7"),
+        ("Sip-Queued-At", "yesterday"),
+        ("Sip-Queued-At", "9999-12-31T23:59:59Z"),
+        ("Sip-Queued-At", "-009999-01-01T00:00:00Z"),
+        ("Nats-TTL", "1h"),
+        ("traceparent", "\u{1}\u{2}"),
+    ];
+    for (n, (name, value)) in forged.iter().enumerate() {
+        stage.publish(&[(name, value)], request_of(&format!("forged-{n}")).to_string()).await;
+    }
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    assert_eq!(stage.end_of("own").await.status, Status::Succeeded);
+    for n in 0..forged.len() {
+        assert_eq!(stage.end_of(&format!("forged-{n}")).await.status, Status::Succeeded, "{:?}", forged[n]);
+        assert_eq!(stage.calls_with(&format!("forged-{n}")), 1);
+    }
+    for (reason, _) in dead_letters(&stage).await {
+        assert!(reason.contains("Nats-Msg-Id") || reason.contains("Sip-Call-Id"), "{reason}");
+    }
+    assert_eq!((messages_in(&stage.js, "SIP_DEAD").await, stage.calls_with("bad id")), (6, 0));
+}
+
+/// Publishes what no client library would: the header block is sent as it is.
+async fn publish_raw(stage: &Stage, headers: &[u8], body: &[u8]) {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", stage.nats.port())).await.unwrap();
+    let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    bytes.extend(format!("HPUB sip.calls {} {}\r\n", headers.len(), headers.len() + body.len()).bytes());
+    bytes.extend([headers, body, b"\r\nPING\r\n"].concat());
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(6).any(|window| window == b"PONG\r\n") {
+        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
+    let stage = Stage::machine(0.1).await;
+    let mut operator = stage.operator().await;
+    let blocks: [&[u8]; 5] = [
+        b"NATS/1.0\r\nX-Bytes: \xff\xfe\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        b"NATS/1.0\r\nBad Name: x\r\n\r\n",
+        b"NATS/1.0 nonsense\r\n\r\n",
+        b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+    ];
+    for (n, block) in blocks.iter().enumerate() {
+        publish_raw(&stage, block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
+    }
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_random_messages_do_not_stop_the_queue() {
+    let stage = Stage::machine(0.0).await;
+    let mut operator = stage.operator().await;
+    // Random bytes, and requests with random damage; the same ones every time.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut body = |n: usize| -> Vec<u8> {
+        if n.is_multiple_of(3) {
+            return (0..random(200)).map(|_| u8::try_from(random(256)).unwrap()).collect();
+        }
+        let mut body =
+            json!({"dest": "12345", "text": "hello", "timeout": 60, "metadata": {"a": "b"}}).to_string().into_bytes();
+        let at = random(body.len());
+        body[at] = if n.is_multiple_of(2) {
+            b'a' + u8::try_from(random(26)).unwrap()
+        } else {
+            u8::try_from(random(256)).unwrap()
+        };
+        if random(5) == 0 {
+            body.truncate(random(body.len()));
+        }
+        body
+    };
+    let bodies: Vec<Vec<u8>> = (0..300).map(&mut body).collect();
+
+    for body in &bodies {
+        let answer = post(operator.base(), body.clone()).await.status.as_u16();
+        assert!([202, 400, 422].contains(&answer), "{answer}: {}", String::from_utf8_lossy(body));
+        stage.publish(&[], body.clone()).await;
+    }
+    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    // Every message is accounted for: a call that has ended, or a dead letter.
+    let good = bodies.iter().filter(|body| sipstuff_operator::call::validate::parse(body).is_ok()).count();
+    assert_eq!(dead_letters(&stage).await.len(), bodies.len() - good);
+    assert!(good > 0 && good < bodies.len(), "{good} good ones");
+    eventually("every call has ended", PATIENCE, async || {
+        stage.events.finals().iter().filter(|event| event.status != Status::Rejected).count() == 2 * good + 1
+    })
+    .await;
+}
