@@ -316,16 +316,16 @@ mod tests {
     /// The state that some of the changes lead to: the legal ones.
     fn state() -> impl Strategy<Value = Option<StatusEvent>> {
         prop::option::weighted(0.9, prop::collection::vec(change(), 0..12)).prop_map(|changes| {
-            changes?.into_iter().fold(Some(after(vec![])), |event, change| {
-                let event = event?;
+            let events = changes?.into_iter().fold(after(vec![]), |event, change| {
                 let change = match change {
                     Change::Pending { cluster, namespace, queue_sequence, .. } => {
                         Change::Pending { attempt: event.attempt + 1, cluster, namespace, queue_sequence }
                     }
                     other => other,
                 };
-                Some(event.next(change, at(200)).unwrap_or(event))
-            })
+                event.next(change, at(200)).unwrap_or(event)
+            });
+            Some(events)
         })
     }
 
