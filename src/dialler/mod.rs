@@ -36,6 +36,8 @@ use steps::Life;
 const STARTS_IN_FLIGHT: usize = 64;
 /// Jobs that are looked at at once after a full list.
 const RECONCILED_AT_ONCE: usize = 32;
+/// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
+const RELEASED_AT_ONCE: usize = 16;
 
 /// Everything that a message's life needs.
 pub struct Dialler {
@@ -72,11 +74,16 @@ pub struct Dialler {
 pub struct Limits {
     starts: Semaphore,
     reconciles: Semaphore,
+    releases: Arc<Semaphore>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { starts: Semaphore::new(STARTS_IN_FLIGHT), reconciles: Semaphore::new(RECONCILED_AT_ONCE) }
+        Self {
+            starts: Semaphore::new(STARTS_IN_FLIGHT),
+            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
+            releases: Arc::new(Semaphore::new(RELEASED_AT_ONCE)),
+        }
     }
 }
 
@@ -168,9 +175,13 @@ impl Dialler {
 
     /// Lets a Job go whose outcome is recorded; in the background, since the call does not wait for it.
     fn release(&self, job: String) {
-        let runner = self.runner.clone();
+        let (runner, releases) = (self.runner.clone(), self.limits.releases.clone());
         self.tasks.spawn(async move {
-            retry::forever("let a settled Job go", || runner.release(&job)).await;
+            retry::forever("let a settled Job go", || async {
+                let _turn = releases.acquire().await;
+                runner.release(&job).await
+            })
+            .await;
         });
     }
 }
