@@ -38,6 +38,8 @@ use steps::Life;
 const STARTS_IN_FLIGHT: usize = 64;
 /// Jobs that are looked at at once after a full list.
 const RECONCILED_AT_ONCE: usize = 32;
+/// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
+const RELEASED_AT_ONCE: usize = 16;
 
 /// Everything that a message's life needs.
 pub struct Dialler {
@@ -74,11 +76,16 @@ pub struct Dialler {
 pub struct Limits {
     starts: Semaphore,
     reconciles: Semaphore,
+    releases: Arc<Semaphore>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { starts: Semaphore::new(STARTS_IN_FLIGHT), reconciles: Semaphore::new(RECONCILED_AT_ONCE) }
+        Self {
+            starts: Semaphore::new(STARTS_IN_FLIGHT),
+            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
+            releases: Arc::new(Semaphore::new(RELEASED_AT_ONCE)),
+        }
     }
 }
 
@@ -178,18 +185,20 @@ impl Dialler {
         }
     }
 
-    /// Lets a Job go whose call has its end in the log; in the background, since the call does not wait for it. One that lives
-    /// though its call is recorded as one that is not made, as after a start that came too late, is stopped.
+    /// Lets a Job go whose call has its end in the log; in the background, since the call does not wait for it, and few at a time.
+    /// One that lives though its call is recorded as one that is not made, as after a start that came too late, is stopped.
     fn let_go(&self, job: String, is_over: bool, status: Status) {
         let is_stray = !is_over && matches!(status, Status::Cancelled | Status::Expired | Status::Rejected);
-        let runner = self.runner.clone();
+        let (runner, releases) = (self.runner.clone(), self.limits.releases.clone());
         self.tasks.spawn(async move {
             if is_stray {
                 tracing::warn!(job, %status, "a Job lives though its call is over, it is stopped");
-                retry::forever("stop a Job whose call is over", || runner.stop(&job)).await;
-            } else {
-                retry::forever("let a settled Job go", || runner.release(&job)).await;
             }
+            retry::forever("let a settled Job go", || async {
+                let _turn = releases.acquire().await;
+                if is_stray { runner.stop(&job).await } else { runner.release(&job).await }
+            })
+            .await;
         });
     }
 }

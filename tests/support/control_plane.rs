@@ -20,7 +20,7 @@ use super::process::{Process, Scratch, free_port, tool};
 use super::wait::eventually_some;
 
 /// How long a server may take to come up, on a machine that does much else.
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(240);
 /// The administrator's token: loopback only, and gone with the test.
 const TOKEN: &str = "test-admin";
 /// Those that Jobs, their pods and their namespaces need; the others would only take time.

@@ -19,10 +19,11 @@ use crate::support::status::{messages_in, recorded};
 
 /// How many more files than at the beginning a replica may have open: connections to the API server.
 pub const MORE_FILES: usize = 24;
-/// How much more memory than at the beginning a replica may have, in KiB: what an allocator keeps after a burst,
-const MORE_MEMORY: u64 = 32 * 1024;
-/// and for each call that it remembers, or holds a Job of.
-const MEMORY_PER_CALL: u64 = 3;
+/// How much more memory than at the beginning a replica may have, in KiB: what an allocator keeps after hundreds of calls and
+/// connections at once,
+const MORE_MEMORY: u64 = 64 * 1024;
+/// and for each call that it remembers, and whose Job it has seen in a list of all.
+const MEMORY_PER_CALL: u64 = 4;
 /// How many offending calls are told.
 const TOLD: usize = 5;
 

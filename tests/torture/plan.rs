@@ -42,7 +42,7 @@ impl Plan {
 
     /// `MAX_ACTIVE_CALLS`.
     pub fn active_calls(&self) -> usize {
-        (self.calls / 30).clamp(20, 300)
+        (self.calls / 30).clamp(20, 120)
     }
 
     /// Every call, in the order in which it is handed in.
@@ -268,8 +268,8 @@ const LATER: [(u64, Kind); 19] = [
     (8, Kind::FreezeReplica),
     (2, Kind::FreezeReplicaLong),
     (9, Kind::KillNats),
-    (5, Kind::KillApiServer),
-    (5, Kind::KillControllerManager),
+    (3, Kind::KillApiServer),
+    (3, Kind::KillControllerManager),
     (7, Kind::CutNats),
     (5, Kind::RefuseNats),
     (6, Kind::StallNats),

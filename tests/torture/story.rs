@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
+use jiff::SignedDuration;
 use sipstuff_operator::call::{CallName, Status, StatusEvent};
 
 use super::world::Harmed;
@@ -24,7 +25,7 @@ pub struct Stories {
 type Rule = (&'static str, fn(&[StatusEvent]) -> bool);
 
 /// What must be true of the records of every call.
-pub const RULES: [Rule; 6] = [
+pub const RULES: [Rule; 7] = [
     ("revisions do not rise by one", |events| {
         events.iter().zip(1_u64..).all(|(event, revision)| event.revision == revision)
     }),
@@ -41,6 +42,11 @@ pub const RULES: [Rule; 6] = [
         claims.zip(1_u32..).all(|(event, attempt)| event.attempt == attempt)
     }),
     ("there are more attempts than allowed", |events| events.iter().all(|event| event.attempt <= event.max_attempts)),
+    ("a call was dialled before its time", |events| {
+        let second = SignedDuration::from_secs(1);
+        let too_early = |event: &StatusEvent| event.not_before.is_some_and(|moment| event.time + second < moment);
+        !events.iter().any(|event| event.status == Status::Pending && too_early(event))
+    }),
     ("records of a call disagree about who it is", |events| {
         events.windows(2).all(|pair| {
             (&pair[0].id, &pair[0].fingerprint, &pair[0].dest) == (&pair[1].id, &pair[1].fingerprint, &pair[1].dest)
@@ -48,7 +54,7 @@ pub const RULES: [Rule; 6] = [
     }),
 ];
 
-/// The diagram in the README, written down a second time.
+/// The diagram of a call's states, written down a second time; without what a cluster refuses, since it has no reason to here.
 fn is_a_step(from: Option<Status>, to: Status) -> bool {
     use Status::*;
     let steps: &[Status] = match from {

@@ -156,6 +156,10 @@ impl Replica {
             .nats_url(nats.url("nats"))
             .env("MAX_ACTIVE_CALLS", plan.active_calls())
             .env("JOB_TTL_SECONDS", JOB_TTL_SECONDS);
+        if plan.is_big() {
+            // A line for every step of every call would be hundreds of megabytes.
+            options = options.env("RUST_LOG", "info");
+        }
         options.runner = Runner::Kubernetes { kubeconfig, namespace: namespace.name.clone() };
         let operator = Operator::start(options.clone()).await;
         let base = Mutex::new(operator.base().to_owned());
