@@ -10,6 +10,7 @@ mod commands;
 mod crash;
 mod deployment;
 mod golden;
+mod guarantees;
 mod http;
 mod kubernetes_runner;
 mod local_runner;
