@@ -61,6 +61,10 @@ pub struct Brief {
     pub status: Status,
     /// When it was queued.
     pub queued_at: Timestamp,
+    /// When this state was recorded.
+    pub time: Timestamp,
+    /// Its `not_before`: its records are kept from then on.
+    pub not_before: Option<Timestamp>,
     /// Its batch.
     pub batch: Option<String>,
 }
@@ -69,6 +73,8 @@ pub struct Brief {
 struct Entry {
     key: Key,
     sequence: u64,
+    /// From when on its record is kept for as long as the log keeps one, in seconds since the epoch.
+    kept_from: u32,
     status: Status,
     batch: Option<u32>,
 }
@@ -84,9 +90,16 @@ struct Index {
     calls: HashMap<u64, Entry>,
     newest: BTreeSet<Key>,
     by_status: [BTreeSet<Key>; Status::ALL.len()],
-    by_batch: HashMap<u32, BTreeSet<Key>>,
+    by_batch: HashMap<u32, Batch>,
     batches: HashMap<String, u32>,
+    /// Of the next new batch. Not reused before all others were: four billion batches later.
+    next_batch: u32,
     caught_up: bool,
+}
+
+struct Batch {
+    name: String,
+    calls: BTreeSet<Key>,
 }
 
 impl JobView {
@@ -177,8 +190,7 @@ impl JobView {
     pub async fn sweep(self, retention: Duration) {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            let oldest =
-                u64::try_from(now().as_millisecond()).unwrap_or(0).saturating_sub(retention.as_millis() as u64);
+            let oldest = now().as_second().saturating_sub(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX));
             self.write().drop_finals_before(oldest);
         }
     }
@@ -201,11 +213,13 @@ impl Index {
         self.forget(call, |_| true);
         let key = Key { queued: u64::try_from(brief.queued_at.as_millisecond()).unwrap_or(0), call };
         let batch = brief.batch.as_deref().map(|name| self.batch_number(name));
-        self.calls.insert(call, Entry { key, sequence, status: brief.status, batch });
+        let kept_from = brief.not_before.map_or(brief.time, |moment| moment.max(brief.time)).as_second();
+        let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
+        self.calls.insert(call, Entry { key, sequence, kept_from, status: brief.status, batch });
         self.newest.insert(key);
         self.by_status[brief.status as usize].insert(key);
-        if let Some(batch) = batch {
-            self.by_batch.entry(batch).or_default().insert(key);
+        if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
+            batch.calls.insert(key);
         }
     }
 
@@ -213,8 +227,10 @@ impl Index {
         if let Some(number) = self.batches.get(name) {
             return *number;
         }
-        let number = u32::try_from(self.batches.len()).unwrap_or(u32::MAX);
+        let number = self.next_batch;
+        self.next_batch = number.wrapping_add(1);
         self.batches.insert(name.to_owned(), number);
+        self.by_batch.insert(number, Batch { name: name.to_owned(), calls: BTreeSet::new() });
         number
     }
 
@@ -223,14 +239,27 @@ impl Index {
         self.calls.remove(&call);
         self.newest.remove(&entry.key);
         self.by_status[entry.status as usize].remove(&entry.key);
-        if let Some(calls) = entry.batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
-            calls.remove(&entry.key);
+        if let Some(number) = entry.batch {
+            self.leave_batch(number, &entry.key);
+        }
+    }
+
+    /// A batch without calls is forgotten, or their names would pile up for ever.
+    fn leave_batch(&mut self, number: u32, key: &Key) {
+        let Some(batch) = self.by_batch.get_mut(&number) else { return };
+        batch.calls.remove(key);
+        if batch.calls.is_empty()
+            && let Some(batch) = self.by_batch.remove(&number)
+        {
+            self.batches.remove(&batch.name);
         }
     }
 
     fn page(&self, status: Option<Status>, batch: Option<&str>, before: Option<Key>, limit: usize) -> Vec<(Key, u64)> {
         let keys = match (status, batch) {
-            (_, Some(name)) => self.batches.get(name).and_then(|number| self.by_batch.get(number)),
+            (_, Some(name)) => {
+                self.batches.get(name).and_then(|number| self.by_batch.get(number)).map(|batch| &batch.calls)
+            }
             (Some(status), None) => Some(&self.by_status[status as usize]),
             (None, None) => Some(&self.newest),
         };
@@ -245,11 +274,16 @@ impl Index {
             .collect()
     }
 
-    fn drop_finals_before(&mut self, oldest: u64) {
-        let end = Key { queued: oldest, call: 0 };
+    /// A call was queued before it ended, so only those queued before `oldest` (seconds since the epoch) can be meant.
+    fn drop_finals_before(&mut self, oldest: i64) {
+        let oldest = u32::try_from(oldest.max(0)).unwrap_or(u32::MAX);
+        let end = Key { queued: u64::from(oldest) * 1000, call: 0 };
         let old: Vec<u64> = self.newest.range(..end).map(|key| key.call).collect();
         for call in old {
-            self.forget(call, |entry| entry.status.always_final() || entry.status == Status::Failed);
+            self.forget(call, |entry| {
+                let is_final = entry.status.always_final() || entry.status == Status::Failed;
+                is_final && entry.kept_from < oldest
+            });
         }
     }
 }
@@ -262,12 +296,14 @@ fn hash(name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief {
         let name = serde_json::from_value(name.into()).expect("a name is a text");
         let queued_at = Timestamp::from_millisecond(queued).expect("in range");
-        Brief { name, job: None, status, queued_at, batch: batch.map(str::to_owned) }
+        Brief { name, job: None, status, queued_at, time: queued_at, not_before: None, batch: batch.map(str::to_owned) }
     }
 
     fn sequences(view: &JobView, status: Option<Status>, batch: Option<&str>) -> Vec<u64> {
@@ -310,6 +346,117 @@ mod tests {
     fn what_is_no_cursor_is_refused() {
         for text in ["", "zz", "é", "0123456789ab", "0123456789ab0123456789abcdefg", "00000000000é000000000000000"] {
             assert_eq!(Key::from_cursor(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
+        let view = JobView::default();
+        let ended = |name: &str, second: i64| {
+            let time = Timestamp::from_second(second).expect("in range");
+            Brief { time, ..brief(name, Status::Succeeded, 1, Some("x")) }
+        };
+        view.take(&ended("long ago", 99), 1);
+        view.take(&Brief { not_before: Timestamp::from_second(200).ok(), ..ended("early", 98) }, 2);
+        view.take(&ended("just now", 101), 3);
+        view.take(&brief("waits", Status::Queued, 1, None), 4);
+        view.write().drop_finals_before(100);
+        let mut left = sequences(&view, None, None);
+        left.sort_unstable();
+        assert_eq!(left, [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_batch_that_has_no_calls_any_more_leaves_nothing_behind() {
+        let view = JobView::default();
+        for number in 0..100 {
+            view.take(&brief("a", Status::Queued, 1, Some(&format!("batch-{number}"))), number + 1);
+        }
+        let index = view.read();
+        assert_eq!((index.batches.len(), index.by_batch.len()), (1, 1));
+    }
+
+    /// What happens to a view.
+    #[derive(Debug, Clone)]
+    enum Event {
+        Take { call: u8, status: Status, batch: Option<u8>, sequence: u64 },
+        Forget { call: u8, sequence: u64 },
+        Sweep { oldest: i64 },
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let status = prop::sample::select(Status::ALL.to_vec());
+        prop_oneof![
+            8 => (0..12_u8, status, prop::option::of(0..3_u8), 1..200_u64)
+                .prop_map(|(call, status, batch, sequence)| Event::Take { call, status, batch, sequence }),
+            1 => (0..12_u8, 1..200_u64).prop_map(|(call, sequence)| Event::Forget { call, sequence }),
+            1 => (0..220_i64).prop_map(|oldest| Event::Sweep { oldest }),
+        ]
+    }
+
+    /// A call is queued at its number (in seconds, two calls at a time), and a record is made at its sequence.
+    fn brief_of(call: u8, status: Status, batch: Option<u8>, sequence: u64) -> Brief {
+        let queued = i64::from(call / 2) * 1000;
+        let time = Timestamp::from_second(sequence as i64).expect("in range");
+        Brief { time, ..brief(&format!("call-{call}"), status, queued, batch.map(|b| format!("b{b}")).as_deref()) }
+    }
+
+    type Model = std::collections::BTreeMap<u8, (u64, Status, Option<u8>)>;
+
+    fn take(model: &mut Model, event: &Event) {
+        match *event {
+            Event::Take { call, status, batch, sequence } => {
+                let known = model.get(&call).map_or(0, |known| known.0);
+                if sequence > known {
+                    model.insert(call, (sequence, status, batch));
+                }
+            }
+            Event::Forget { call, sequence } => {
+                model.retain(|known, (last, ..)| *known != call || *last != sequence);
+            }
+            Event::Sweep { oldest } => model.retain(|call, (sequence, status, _)| {
+                let is_final = status.always_final() || *status == Status::Failed;
+                !is_final || *sequence as i64 >= oldest || i64::from(call / 2) >= oldest
+            }),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_view_answers_as_a_plain_list_of_calls_would(
+            events in prop::collection::vec(event(), 0..120),
+            status in prop::option::of(prop::sample::select(Status::ALL.to_vec())),
+            batch in prop::option::of(0..3_u8),
+        ) {
+            let (view, mut model) = (JobView::default(), Model::new());
+            for event in &events {
+                take(&mut model, event);
+                match *event {
+                    Event::Take { call, status, batch, sequence } => {
+                        view.take(&brief_of(call, status, batch, sequence), sequence);
+                    }
+                    Event::Forget { call, sequence } => {
+                        let name = format!("call-{call}");
+                        view.forget(Key { queued: u64::from(call / 2) * 1000, call: hash(&name) }, sequence);
+                    }
+                    Event::Sweep { oldest } => view.write().drop_finals_before(oldest),
+                }
+            }
+            let wanted = |(_, s, b): &&(u64, Status, Option<u8>)| {
+                status.is_none_or(|status| *s == status) && batch.is_none_or(|batch| *b == Some(batch))
+            };
+            let mut expected: Vec<u64> = model.values().filter(wanted).map(|known| known.0).collect();
+            let page = view.page(status, batch.map(|b| format!("b{b}")).as_deref(), None, 100);
+            prop_assert!(page.windows(2).all(|pair| pair[0].0 > pair[1].0), "newest first");
+            let mut listed: Vec<u64> = page.into_iter().map(|(_, sequence)| sequence).collect();
+            listed.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(listed, expected);
+            for status in Status::ALL {
+                let count = model.values().filter(|known| known.1 == status).count();
+                prop_assert_eq!(view.count_of(status), count);
+            }
+            prop_assert_eq!(view.count(), model.len());
         }
     }
 }

@@ -128,10 +128,11 @@ impl StatusLog {
         format!("{}.{name}", self.subject)
     }
 
-    /// Every event of a call expires no sooner than the one before it: otherwise an older one would become its state again.
+    /// Every event of a call expires later than the one before it, else that would become its state again: the server counts in
+    /// whole seconds, so each has a second more.
     fn time_to_live(&self, event: &StatusEvent) -> Duration {
         let wait = event.not_before.map_or(0, |moment| moment.as_second() - event.time.as_second());
-        self.retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0))
+        self.retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0).saturating_add(event.revision))
     }
 }
 

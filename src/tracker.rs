@@ -257,6 +257,8 @@ pub async fn watch_runner(runner: Arc<dyn Runner>, sightings: Sightings, listed:
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::call::{CallId, Fingerprint};
 
@@ -328,6 +330,51 @@ mod tests {
         ];
         for (what, last, facts, expected) in table {
             assert_eq!(steps(last, &facts), expected, "{what}");
+        }
+    }
+
+    fn facts() -> impl Strategy<Value = Facts> {
+        prop_oneof![
+            Just(Facts::Waiting),
+            Just(Facts::Running { started_at: at(100) }),
+            (prop::option::of(0..3_i32), any::<bool>(), 50_i64..150)
+                .prop_map(|(code, started, end)| ending(code, started, end)),
+            Just(Facts::Gone),
+        ]
+    }
+
+    /// An active call, or one that was just found to have failed with a redial to come, or has ended.
+    fn last() -> impl Strategy<Value = StatusEvent> {
+        let changes = prop::collection::vec(prop_oneof![Just(running()), Just(Change::Cancelling)], 0..3);
+        (changes, prop::option::of((facts(), any::<bool>()))).prop_map(|(changes, then)| {
+            let mut event = call(vec![pending()]);
+            let mut take = |change: Change| event = event.next(change, at(100)).unwrap_or(event.clone());
+            changes.into_iter().for_each(&mut take);
+            if let Some((facts, redial)) = then {
+                let changes = difference(&event, &facts, |_| redial);
+                for change in changes {
+                    event = event.next(change, at(100)).expect("a legal step");
+                }
+            }
+            event
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_known_the_steps_are_legal_and_there_is_no_second_difference(
+            last in last(),
+            facts in facts(),
+            redial in any::<bool>(),
+        ) {
+            let mut event = last.clone();
+            for change in difference(&last, &facts, |_| redial) {
+                event = event.next(change, at(200)).expect("a legal step");
+            }
+            prop_assert_eq!(difference(&event, &facts, |_| redial), Vec::new(), "the log is up to what is known");
+            let is_over = matches!(facts, Facts::Ended(_) | Facts::Gone);
+            prop_assert!(!is_over || !event.status.is_active(), "an attempt that is over is not active");
+            prop_assert!(is_over || event.is_final == last.is_final, "nothing ends a call whose Job lives");
         }
     }
 

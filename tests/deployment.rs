@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::json;
-use sipstuff_operator::call::CallId;
+use sipstuff_operator::call::{CallId, Status};
 use sipstuff_operator::job::{JobOrder, Phase};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
 use crate::kubernetes_runner::{SOON, end_pod, order_with_password, phase_becomes, settings};
-use crate::support::{ControlPlane, Namespace, eventually};
+use crate::stage::{Stage, request_of};
+use crate::support::status::delete;
+use crate::support::{ControlPlane, Namespace, Operator, eventually, operator, post_call};
 
 #[tokio::test]
 async fn the_rendered_manifests_are_accepted_down_to_the_last_field() {
@@ -88,6 +90,32 @@ async fn the_role_of_the_deployment_is_enough_and_reads_no_secret() {
         let answer = namespace.kubectl_with(&kubeconfig, &["auth", "can-i", verb, "secrets"], None).await;
         assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "no", "{verb} secrets");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_lives_through_calls_a_crash_and_a_cancel_with_its_own_token() {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let account = deploy(&namespace, None).await;
+    let stage = Stage::in_namespace(namespace, 3.0).await;
+    let mut options = stage.options();
+    let operator::Runner::Kubernetes { kubeconfig, .. } = &mut options.runner else { panic!("a cluster") };
+    *kubeconfig = account;
+    let mut first = Operator::start(options.clone()).await;
+    let mut request = request_of("own-token");
+    request["sip_password"] = json!("correct-horse");
+    assert_eq!(post_call(first.base(), &request).await.status, 202);
+    stage.becomes("own-token", Status::Running).await;
+    first.kill9();
+    let second = Operator::start(options.env("JOB_TTL_SECONDS", 0)).await;
+    assert_eq!(stage.end_of("own-token").await.status, Status::Succeeded);
+    stage.was_placed_once("own-token").await;
+    stage.publish(&[], request_of("cancelled").to_string()).await;
+    stage.becomes("cancelled", Status::Running).await;
+    assert_eq!(delete(second.base(), "/jobs/cancelled").await.status, 202);
+    assert_eq!(stage.end_of("cancelled").await.status, Status::Cancelled);
+    stage.queue_empties().await;
+    eventually("all Jobs are removed", SOON, async || stage.jobs().await.is_empty()).await;
+    assert!(!second.log().contains("forbidden"), "{}", second.log());
 }
 
 #[tokio::test]

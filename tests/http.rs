@@ -236,7 +236,7 @@ pub async fn a_wrong_path_or_method_is_a_problem(base: &str) {
 /// Health is the seed's, and readiness names what must be ready.
 pub async fn health_is_the_seeds_and_readiness_names_its_checks(base: &str) {
     let health = value(get(&format!("{base}/health")).await).await;
-    assert_eq!(health, json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }));
+    assert_eq!((&health["status"], &health["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
     assert_eq!(get(&format!("{base}/livez")).await.status(), StatusCode::OK);
     let response = get(&format!("{base}/readyz")).await;
     assert_eq!(response.status(), StatusCode::OK);

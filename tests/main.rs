@@ -14,6 +14,7 @@ mod http;
 mod kubernetes_runner;
 mod local_runner;
 mod memory;
+mod model;
 mod once;
 mod outages;
 mod stage;

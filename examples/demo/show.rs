@@ -120,14 +120,15 @@ impl Screen {
         println!("   By HTTP:");
         println!("     curl --json '{{\"dest\": \"+49301234\", \"text\": \"Hello\"}}' {base}/call");
         println!("     curl --json '{{\"dest\": \"+49301486\", \"text\": \"Busy\"}}' {base}/call");
-        println!("     curl '{base}/jobs?limit=3'            and /jobs/NAME, /readyz, /openapi.json");
+        println!("     curl '{base}/jobs?limit=3'            and /jobs/NAME, /readyz, /metrics");
+        println!("     curl -X DELETE {base}/jobs/NAME            cancels it");
         println!("     (curl older than 7.82: -H 'content-type: application/json' -d instead of --json)");
         println!("   By NATS, with the nats CLI:");
         println!("     nats -s {nats_url} sub sip.status");
         println!(
             "     nats -s {nats_url} pub sip.calls '{{\"id\": \"mine-1\", \"dest\": \"+49301234\", \"text\": \"Hi\"}}'"
         );
-        println!("     nats -s {nats_url} stream view SIP_DEAD      what could not become a call");
+        println!("     nats -s {nats_url} stream get SIP_DEAD --last-for sip.dead    what is no call");
         println!("   What becomes of a call is in the last three digits of its number: 486 busy, 487 no answer,");
         println!("   404 no such number, 603 declined, 503 network full … any other is answered.");
         println!("   Logs: the operator  {}", stage.operator_log().display());

@@ -61,7 +61,7 @@ const DIAGRAM: &str = "
     none: queued scheduled pending expired rejected
     queued: scheduled pending cancelled expired rejected
     scheduled: pending cancelled expired rejected
-    pending: running failed cancelling cancelled rejected
+    pending: running failed cancelling cancelled expired rejected
     running: succeeded failed cancelling cancelled
     cancelling: cancelled succeeded failed
     failed: scheduled cancelled expired";

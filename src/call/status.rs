@@ -76,7 +76,7 @@ impl Status {
             None => matches!(self, Queued | Scheduled | Pending | Expired | Rejected),
             Some(Queued) => matches!(self, Scheduled | Pending | Cancelled | Expired | Rejected),
             Some(Scheduled) => matches!(self, Pending | Cancelled | Expired | Rejected),
-            Some(Pending) => matches!(self, Running | Failed | Cancelling | Cancelled | Rejected),
+            Some(Pending) => matches!(self, Running | Failed | Cancelling | Cancelled | Expired | Rejected),
             Some(Running) => matches!(self, Succeeded | Failed | Cancelling | Cancelled),
             Some(Cancelling) => matches!(self, Cancelled | Succeeded | Failed),
             Some(Failed) => matches!(self, Scheduled | Cancelled | Expired),

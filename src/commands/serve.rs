@@ -19,7 +19,7 @@ use crate::{
     jobs::{Brief, JobView},
     log::StatusLog,
     queue::{
-        Names, StreamSettings,
+        Delivery, Names, StreamSettings,
         connect::{self, ConnectError},
         control,
         dead::DeadLetters,
@@ -29,6 +29,7 @@ use crate::{
         presence::Presence,
         streams,
         submit::Submitter,
+        unreadable,
     },
     retry::{self, Retry},
     schema, shutdown,
@@ -159,6 +160,13 @@ impl Engine {
     fn take_in(&mut self, closing: &CancellationToken) {
         let (names, submitter) = (self.streams.names.clone(), self.dialler.submitter.clone());
         self.background.spawn(due::run(self.jetstream.clone(), names, submitter, closing.clone()));
+        let dialler = self.dialler.clone();
+        let refuse = move |delivery: Delivery, problem: String| {
+            let dialler = dialler.clone();
+            async move { dialler.refuse_unreadable(&delivery, &problem).await }
+        };
+        let (names, holds) = (self.streams.names.clone(), self.dialler.holds.clone());
+        self.background.spawn(unreadable::watch(self.jetstream.clone(), names, holds, refuse));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
         let pull =
             intake::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, room| {

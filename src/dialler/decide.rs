@@ -52,7 +52,8 @@ pub enum Step {
     Stop,
     /// The attempt failed and another one is to come: record when.
     Redial,
-    /// A timer fired by a clock that is ahead of ours: give the message back until then.
+    /// A timer fired by a clock that is ahead of ours, or the log as it was read is behind the message: give the message back
+    /// until then.
     Wait(Timestamp),
     /// Another cluster has claimed it: give the message back.
     GiveBack,
@@ -74,7 +75,7 @@ pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Tim
     match last.status {
         Status::Queued => dialable(asked, 1, now),
         Status::Scheduled => scheduled(last, asked, now),
-        _ => claimed(last, asked, cluster),
+        _ => claimed(last, asked, cluster, now),
     }
 }
 
@@ -100,28 +101,35 @@ fn scheduled(last: &StatusEvent, asked: &Asked, now: Timestamp) -> Step {
         Some(end) if end <= now => Step::Expire,
         _ if asked.attempt == attempt && is_due => Step::Claim(attempt),
         _ if asked.attempt == attempt && asked.fired => Step::Wait(due),
-        _ if asked.attempt > attempt => Step::Done,
+        _ if asked.attempt > attempt => behind(now),
         _ => Step::Schedule { attempt, due },
     }
 }
 
-fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str) -> Step {
+fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
     if last.queue_sequence != Some(asked.sequence) {
-        return Step::Done;
-    }
-    if last.cluster.as_deref() != Some(cluster) {
-        return Step::GiveBack;
+        return if asked.attempt > last.attempt { behind(now) } else { Step::Done };
     }
     match last.status {
+        // Its Job has ended, so nothing of it is left that only its cluster could see to.
+        Status::Failed => Step::Redial,
+        _ if last.cluster.as_deref() != Some(cluster) => Step::GiveBack,
         Status::Pending => Step::Start,
         Status::Cancelling => Step::Stop,
-        Status::Failed => Step::Redial,
         _ => Step::Watch,
     }
 }
 
+/// A message asks for an attempt only after that was recorded as to come. Where the log does not say so, it was read from a copy
+/// of the stream that lags (direct gets are answered by any), and to acknowledge the message now could lose the call.
+fn behind(now: Timestamp) -> Step {
+    Step::Wait(now + CLOCK_TOLERANCE)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::call::{CallId, Change, Outcome, status::Ended};
 
@@ -224,6 +232,12 @@ mod tests {
                 Step::Redial,
             ),
             (
+                "failed elsewhere, a redial to come",
+                Some(after(vec![pending(1, "there"), running(), busy(true)])),
+                asked(1, SEQUENCE),
+                Step::Redial,
+            ),
+            (
                 "failed for good",
                 Some(after(vec![pending(1, HERE), running(), busy(false)])),
                 asked(1, SEQUENCE),
@@ -248,6 +262,18 @@ mod tests {
                 Asked { not_after: Some(at(180)), ..asked(2, 9) },
                 Step::Expire,
             ),
+            (
+                "claimed for the attempt before, as a lagging copy says",
+                Some(after(vec![pending(1, HERE)])),
+                asked(2, 9),
+                Step::Wait(at(201)),
+            ),
+            (
+                "to be scheduled for an attempt before, as a lagging copy says",
+                Some(after(vec![scheduled(150)])),
+                asked(2, 9),
+                Step::Wait(at(201)),
+            ),
             ("cancelled", Some(after(vec![Change::Cancelled { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
             ("rejected", Some(after(vec![Change::Rejected { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
         ];
@@ -262,6 +288,127 @@ mod tests {
         let done = after(vec![Change::Cancelled { reason: "x".into() }]);
         for last in [after(vec![]), after(vec![pending(1, HERE)]), done] {
             assert_eq!(decide(Some(&last), &other, HERE, at(200)), Step::Conflict);
+        }
+    }
+
+    fn cluster() -> impl Strategy<Value = String> {
+        prop_oneof![Just(HERE.to_owned()), Just("there".to_owned())]
+    }
+
+    /// Any change, by this message or another, here or elsewhere, around second 200.
+    fn change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            (150_i64..250).prop_map(scheduled),
+            (cluster(), 6_u64..9).prop_map(|(cluster, queue_sequence)| Change::Pending {
+                attempt: 0,
+                cluster,
+                namespace: "n".into(),
+                queue_sequence,
+            }),
+            Just(running()),
+            Just(Change::Cancelling),
+            any::<bool>().prop_map(busy),
+            Just(Change::Cancelled { reason: "x".into() }),
+            Just(Change::Expired),
+        ]
+    }
+
+    /// The state that some of the changes lead to: the legal ones.
+    fn state() -> impl Strategy<Value = Option<StatusEvent>> {
+        prop::option::weighted(0.9, prop::collection::vec(change(), 0..12)).prop_map(|changes| {
+            let step = |event: StatusEvent, change| {
+                let change = match change {
+                    Change::Pending { cluster, namespace, queue_sequence, .. } => {
+                        Change::Pending { attempt: event.attempt + 1, cluster, namespace, queue_sequence }
+                    }
+                    other => other,
+                };
+                event.next(change, at(200)).unwrap_or(event)
+            };
+            changes.map(|changes| changes.into_iter().fold(after(vec![]), step))
+        })
+    }
+
+    fn any_asked() -> impl Strategy<Value = Asked> {
+        let moment = || prop::option::of((150_i64..250).prop_map(at));
+        (1..4_u32, 6_u64..9, any::<bool>(), any::<bool>(), any::<bool>(), moment(), moment()).prop_map(
+            |(attempt, sequence, is_same, accepted, fired, not_before, not_after)| Asked {
+                fingerprint: Fingerprint::of(if is_same { b"request" } else { b"another" }),
+                accepted,
+                fired,
+                not_before,
+                not_after,
+                ..asked(attempt, sequence)
+            },
+        )
+    }
+
+    /// The record that a step makes, where it makes one.
+    fn record(step: Step) -> Option<Status> {
+        match step {
+            Step::RecordQueued => Some(Status::Queued),
+            Step::Postpone(_) | Step::Redial => Some(Status::Scheduled),
+            Step::Expire => Some(Status::Expired),
+            Step::Claim(_) => Some(Status::Pending),
+            // When that cluster is given up.
+            Step::GiveBack => Some(Status::Failed),
+            _ => None,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_step_is_legal_after_every_state(last in state(), asked in any_asked()) {
+            let step = decide(last.as_ref(), &asked, HERE, at(200));
+            let last = last.as_ref();
+            let is_final = last.is_some_and(|last| last.is_final);
+            if let Some(status) = record(step) {
+                prop_assert!(!is_final, "{step:?} after the end");
+                prop_assert!(status.may_follow(last.map(|last| last.status)), "{step:?}");
+            }
+            let is_of_another = last.is_some_and(|last| last.fingerprint != asked.fingerprint);
+            prop_assert_eq!(step == Step::Conflict, is_of_another);
+        }
+
+        #[test]
+        fn a_job_is_touched_only_by_the_message_that_claimed_it_and_where_it_was_claimed(
+            last in state(),
+            asked in any_asked(),
+        ) {
+            let step = decide(last.as_ref(), &asked, HERE, at(200));
+            if matches!(step, Step::Start | Step::Watch | Step::Stop) {
+                let last = last.expect("a claim");
+                prop_assert!(last.status.is_active() && last.cluster.as_deref() == Some(HERE));
+                prop_assert_eq!(last.queue_sequence, Some(asked.sequence));
+            }
+        }
+
+        #[test]
+        fn a_message_is_let_go_only_when_the_call_is_over_or_somebody_else_carries_it(
+            last in state(),
+            asked in any_asked(),
+        ) {
+            let step = decide(last.as_ref(), &asked, HERE, at(200));
+            if step == Step::Done {
+                let last = last.expect("a record");
+                let is_anothers = last.queue_sequence.is_some() && last.queue_sequence != Some(asked.sequence);
+                prop_assert!(last.is_final || is_anothers && asked.attempt <= last.attempt);
+            }
+            if let Step::Schedule { attempt, .. } = step {
+                prop_assert!(asked.attempt <= attempt, "the timer carries the call on");
+            }
+        }
+
+        #[test]
+        fn a_call_is_claimed_within_its_window_and_attempt_after_attempt(last in state(), asked in any_asked()) {
+            if let Step::Claim(attempt) = decide(last.as_ref(), &asked, HERE, at(200)) {
+                prop_assert!(asked.not_after.is_none_or(|end| end > at(200)));
+                let due = last.as_ref().and_then(|last| last.due_at);
+                prop_assert!(due.is_none_or(|due| due <= at(201)));
+                prop_assert!(due.is_some() || asked.not_before.is_none_or(|begin| begin <= at(201)));
+                // Where the log is lost, the message alone knows which attempt it is.
+                prop_assert_eq!(attempt, last.map_or(asked.attempt, |last| last.attempt + 1));
+            }
         }
     }
 }

@@ -4,6 +4,8 @@
 //! message that is delivered again and a log that says what it means.
 
 pub mod decide;
+mod fate;
+mod redial;
 mod steps;
 
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Call, CallId, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate},
-    job::{JobDefaults, ObservedJob},
+    job::{JobDefaults, ObservedJob, Phase},
     log::{AppendError, Recorded, StatusLog, now},
     queue::{
         Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
@@ -97,8 +99,8 @@ impl Dialler {
     }
 
     async fn live(&self, delivery: Delivery, room: Room) {
-        let sequence = delivery.sequence;
-        let _released_at_last = self.holds.release_on_drop(sequence);
+        let message = delivery.message();
+        let _released_at_last = self.holds.release_on_drop(message);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
@@ -107,7 +109,15 @@ impl Dialler {
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
         };
-        self.holds.settle(sequence, settlement).await;
+        self.holds.settle(message, settlement).await;
+    }
+
+    /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
+    pub async fn refuse_unreadable(&self, delivery: &Delivery, problem: &str) {
+        let id = validate::parse(&delivery.payload).ok().and_then(|parsed| parsed.id);
+        let message = format!("cannot be read: {problem}");
+        let errors = vec![FieldError { field: "headers".to_owned(), message }];
+        self.refuse(delivery, Unfit { id: id.clone(), refusal: Refusal::Invalid { id, errors } }).await;
     }
 
     /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
@@ -169,19 +179,28 @@ impl Dialler {
         }
         let has_ended = last.event.attempt == job.attempt && !last.event.status.is_active();
         if has_ended || last.event.is_final || last.event.attempt > job.attempt {
-            self.release(job.name.clone());
+            let is_ours = last.event.fingerprint == job.fingerprint;
+            let is_over = !is_ours || matches!(job.phase, Phase::Finished { .. });
+            self.let_go(job.name.clone(), is_over, last.event.status);
         }
     }
 
-    /// Lets a Job go whose outcome is recorded; in the background, since the call does not wait for it.
-    fn release(&self, job: String) {
+    /// Lets a Job go whose call has its end in the log; in the background, since the call does not wait for it. One that lives
+    /// though its call is recorded as one that is not made, as after a start that came too late, is stopped.
+    fn let_go(&self, job: String, is_over: bool, status: Status) {
+        let is_stray = !is_over && matches!(status, Status::Cancelled | Status::Expired | Status::Rejected);
         let (runner, releases) = (self.runner.clone(), self.limits.releases.clone());
         self.tasks.spawn(async move {
-            retry::forever("let a settled Job go", || async {
-                let _turn = releases.acquire().await;
-                runner.release(&job).await
-            })
-            .await;
+            if is_stray {
+                tracing::warn!(job, %status, "a Job lives though its call is over, it is stopped");
+                retry::forever("stop a Job whose call is over", || runner.stop(&job)).await;
+            } else {
+                let release = || async {
+                    let _turn = releases.acquire().await;
+                    runner.release(&job).await
+                };
+                retry::forever("let a settled Job go", release).await;
+            }
         });
     }
 }

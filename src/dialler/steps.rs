@@ -7,23 +7,28 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     Dialler, Origin, after,
     decide::{Asked, Step, decide},
+    fate::{Fate, Trouble, fate},
+    redial,
 };
 use crate::{
     call::{Call, Change, Outcome, StatusEvent, status::Ended},
     job::{Ending, ObservedJob, Phase, build::build},
-    log::{AppendError, Recorded, now},
+    log::{Recorded, now},
     queue::{
         Delivery,
         intake::{Room, Settlement},
         submit::Labels,
     },
     retry::{self, Retry},
-    runner::StartError,
+    runner::RunnerError,
     tracker::{self, Facts, Follower, Sighting},
 };
 
 /// How long another cluster's attempt is left alone before it is looked at again.
 const ELSEWHERE_DELAY: Duration = Duration::from_secs(15);
+/// How long what was read of the log is good enough to make a Job by. By the wall clock, which goes on while a machine is
+/// suspended.
+const FRESH: SignedDuration = SignedDuration::from_secs(1);
 
 /// A message that asks for a call, on its way to a settlement.
 pub(super) struct Life<'a> {
@@ -33,6 +38,7 @@ pub(super) struct Life<'a> {
     delivery: Delivery,
     origin: Origin,
     last: Option<Recorded>,
+    read_at: Timestamp,
     patience: Retry,
     has_turn: bool,
     room: Option<Room>,
@@ -50,8 +56,9 @@ const HAND_BACK: Next = Next::Settle(Settlement::GiveBack(None));
 impl<'a> Life<'a> {
     pub(super) fn new(dialler: &'a Dialler, call: Call, asked: Asked, delivery: Delivery, room: Room) -> Self {
         let origin = Origin::from(&delivery);
-        let patience = Retry::new(format!("start {}", call.name.job(asked.attempt)));
-        Self { dialler, call, asked, delivery, origin, last: None, patience, has_turn: false, room: Some(room) }
+        let patience = Retry::new(format!("take the next step of {}", call.name.job(asked.attempt)));
+        let room = Some(room);
+        Self { dialler, call, asked, delivery, origin, last: None, read_at: now(), patience, has_turn: false, room }
     }
 
     /// Step by step until the message is settled.
@@ -89,10 +96,26 @@ impl<'a> Life<'a> {
 
     async fn read(&mut self) {
         let (log, name) = (&self.dialler.log, &self.call.name);
-        self.last = retry::forever("read the status log", || log.last(name)).await;
+        (self.last, self.read_at) =
+            retry::forever("read the status log", || async { log.last(name).await.map(|last| (last, now())) }).await;
     }
 
-    /// Appends a change after what is known; when somebody else was first, or the answer got lost, the log is read again.
+    /// Does with an error what [`fate`] says, and decides again on what the log says then.
+    async fn meet(&mut self, trouble: impl Into<Trouble>) -> Next {
+        match fate(trouble.into()) {
+            Fate::ReadAgain => self.read().await,
+            Fate::TryAgain { words, after } => {
+                let wait = after.unwrap_or_default().max(self.patience.failed(words));
+                self.pause(wait).await;
+                self.read().await;
+            }
+            // Boxed, since to record it may meet with an error in turn.
+            Fate::Reject(reason) => return Box::pin(self.record(Change::Rejected { reason })).await,
+        }
+        Next::Decide
+    }
+
+    /// Appends a change after what is known.
     async fn record(&mut self, change: Change) -> Next {
         let event = match self.event(change) {
             Ok(event) => event,
@@ -104,14 +127,13 @@ impl<'a> Life<'a> {
             }
         };
         match self.dialler.log.append(event, after(self.last.as_ref())).await {
-            Ok(recorded) => self.last = Some(recorded),
-            Err(AppendError::Stale) => self.read().await,
-            Err(AppendError::Away(away)) => {
-                tracing::warn!(%away, "an append got no answer, reading the log again");
-                self.read().await;
+            Ok(recorded) => {
+                (self.last, self.read_at) = (Some(recorded), now());
+                self.patience.worked();
+                Next::Decide
             }
+            Err(error) => self.meet(error).await,
         }
-        Next::Decide
     }
 
     fn event(&self, change: Change) -> Result<StatusEvent, crate::call::status::IllegalStep> {
@@ -150,29 +172,54 @@ impl<'a> Life<'a> {
 
     /// Makes the Job and follows it. What can heal is tried again here, in the slot that the call has.
     async fn start(&mut self) -> Next {
-        let attempt = self.attempt();
-        let order = build(&self.call, attempt, &self.dialler.defaults);
+        let order = build(&self.call, self.attempt(), &self.dialler.defaults);
         let mut follower = self.dialler.sightings.follow(order.name());
         let result = {
             let Ok(_permit) = self.dialler.limits.starts.acquire().await else { return HAND_BACK };
+            if self.has_changed_meanwhile().await {
+                return Next::Decide;
+            }
+            if self.is_too_late() {
+                return self.expire_unless_started(&mut follower).await;
+            }
             self.dialler.runner.start(&order).await
         };
+        // Not kept while the call runs: a Job is a dozen kilobytes.
+        drop(order);
         match result {
             Ok(()) => {
                 fail::fail_point!("after-start", |_| HAND_BACK);
                 self.patience.worked();
                 match self.facts(follower.first().clone()).await {
                     Ok(facts) => self.follow(&mut follower, facts).await,
-                    Err(error) => self.wait_after(error).await,
+                    Err(error) => self.meet(error).await,
                 }
             }
-            Err(StartError::Later(error)) => {
-                let wait = error.retry_after.unwrap_or_default().max(self.patience.failed(&error));
-                self.pause(wait).await;
-                self.read().await;
-                Next::Decide
-            }
-            Err(refused) => self.record(Change::Rejected { reason: refused.to_string() }).await,
+            Err(error) => self.meet(error).await,
+        }
+    }
+
+    /// Whether the log has changed since it was decided to start: whoever had to wait for long, or was suspended, may be the
+    /// last to learn that the call is over and its Job gone.
+    async fn has_changed_meanwhile(&mut self) -> bool {
+        if now().duration_since(self.read_at).abs() < FRESH {
+            return false;
+        }
+        let decided_on = after(self.last.as_ref());
+        self.read().await;
+        after(self.last.as_ref()) != decided_on
+    }
+
+    fn is_too_late(&self) -> bool {
+        self.asked.not_after.is_some_and(|end| end <= now())
+    }
+
+    /// `not_after` passed while the Job could not be made; unless it was made, and only the answer got lost.
+    async fn expire_unless_started(&mut self, follower: &mut Follower) -> Next {
+        match tracker::facts(self.dialler.runner.as_ref(), &self.job()).await {
+            Ok(Facts::Gone) => self.record(Change::Expired).await,
+            Ok(facts) => self.follow(follower, facts).await,
+            Err(error) => self.meet(error).await,
         }
     }
 
@@ -182,7 +229,7 @@ impl<'a> Life<'a> {
         let mut follower = self.dialler.sightings.follow(&job);
         match tracker::facts(self.dialler.runner.as_ref(), &job).await {
             Ok(facts) => self.follow(&mut follower, facts).await,
-            Err(error) => self.wait_after(error).await,
+            Err(error) => self.meet(error).await,
         }
     }
 
@@ -191,7 +238,7 @@ impl<'a> Life<'a> {
         let job = self.job();
         match self.dialler.runner.stop(&job).await {
             Ok(()) => self.watch().await,
-            Err(error) => self.wait_after(error).await,
+            Err(error) => self.meet(error).await,
         }
     }
 
@@ -201,7 +248,7 @@ impl<'a> Life<'a> {
         let (mut facts, mut seen) = (facts, follower.first().clone());
         loop {
             if self.catch_up(&facts).await {
-                return self.after_catching_up();
+                return self.after_catching_up(&facts);
             }
             let sighting = tokio::select! {
                 sighting = follower.next() => sighting,
@@ -215,7 +262,7 @@ impl<'a> Life<'a> {
             seen = sighting.clone();
             match self.facts(sighting).await {
                 Ok(next) => facts = next,
-                Err(error) => return self.wait_after(error).await,
+                Err(error) => return self.meet(error).await,
             }
         }
     }
@@ -235,18 +282,18 @@ impl<'a> Life<'a> {
         self.last.as_ref().is_none_or(|last| last.event.is_final || !last.event.status.is_active())
     }
 
-    fn after_catching_up(&self) -> Next {
+    fn after_catching_up(&self, facts: &Facts) -> Next {
         if let Some(last) = &self.last
             && !last.event.status.is_active()
-            && let Some(job) = &last.event.job
         {
             fail::fail_point!("after-end", |_| HAND_BACK);
-            self.dialler.release(job.clone());
+            let is_over = !matches!(facts, Facts::Waiting | Facts::Running { .. });
+            self.dialler.let_go(self.job(), is_over, last.event.status);
         }
         Next::Decide
     }
 
-    async fn facts(&self, sighting: Sighting) -> Result<Facts, crate::runner::RunnerError> {
+    async fn facts(&self, sighting: Sighting) -> Result<Facts, RunnerError> {
         let runner = self.dialler.runner.as_ref();
         match sighting {
             Sighting::Present(job) => tracker::facts_of(runner, &job).await,
@@ -258,13 +305,8 @@ impl<'a> Life<'a> {
 
     /// Records when the next attempt is due, or that it would be too late.
     async fn redial(&mut self) -> Next {
-        let attempt = self.attempt();
-        let delay = self.call.spec.retry_delay_seconds(attempt);
-        let due_at = now() + SignedDuration::from_millis(jittered(delay, &self.job()));
-        match self.asked.not_after {
-            Some(end) if end <= due_at => self.record(Change::Expired).await,
-            _ => self.record(Change::Scheduled { due_at }).await,
-        }
+        let change = redial::after_failure(&self.call.spec, &self.job(), self.attempt(), now());
+        self.record(change).await
     }
 
     /// Another cluster has the call. Only when that one was not heard of for long is it given up; it is never dialled again.
@@ -274,33 +316,31 @@ impl<'a> Life<'a> {
         match self.dialler.presence.is_given_up(&cluster, last.time).await {
             Ok(true) => self.record(Change::Ended(orphaned(&cluster))).await,
             Ok(false) => Next::Settle(Settlement::GiveBack(Some(ELSEWHERE_DELAY))),
-            Err(away) => {
-                let wait = self.patience.failed(away);
-                self.pause(wait).await;
-                Next::Decide
-            }
+            Err(away) => self.meet(away).await,
         }
     }
 
     async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
         let labels = Labels { id: &self.call.id, attempt, queued_at: self.origin.queued_at };
-        let (submitter, name) = (&self.dialler.submitter, &self.call.name);
-        let body = &self.origin.body;
-        retry::forever("schedule an attempt", || submitter.schedule(name, labels, due, body.clone())).await;
-        DONE
+        let body = self.origin.body.clone();
+        match self.dialler.submitter.schedule(&self.call.name, labels, due, body).await {
+            Ok(()) => DONE,
+            Err(error) => self.meet(error).await,
+        }
     }
 
     /// The same id, another request: the first call is untouched, this message is put aside.
     async fn conflict(&mut self) -> Next {
         let reason = format!("id `{}` was used for another request before; the first call is untouched", self.call.id);
         tracing::warn!(reason, "a message becomes a dead letter");
-        let (dead, delivery) = (&self.dialler.dead, &self.delivery);
-        retry::forever("put a dead letter aside", || dead.put(delivery, &reason, now())).await;
-        DONE
+        match self.dialler.dead.put(&self.delivery, &reason, now()).await {
+            Ok(()) => DONE,
+            Err(away) => self.meet(away).await,
+        }
     }
 
     fn redials(&self, outcome: Outcome) -> bool {
-        self.attempt() < self.call.spec.max_attempts() && self.call.spec.redials(outcome)
+        redial::is_redialled(&self.call.spec, self.attempt(), outcome)
     }
 
     fn attempt(&self) -> u32 {
@@ -309,13 +349,6 @@ impl<'a> Life<'a> {
 
     fn job(&self) -> String {
         self.call.name.job(self.attempt())
-    }
-
-    async fn wait_after(&mut self, error: crate::runner::RunnerError) -> Next {
-        let wait = error.retry_after.unwrap_or_default().max(self.patience.failed(&error));
-        self.pause(wait).await;
-        self.read().await;
-        Next::Decide
     }
 
     async fn pause(&self, wait: Duration) {
@@ -356,15 +389,4 @@ fn removed(job: &ObservedJob) -> Facts {
         }),
         _ => Facts::Gone,
     }
-}
-
-/// Milliseconds to wait: the delay and up to a tenth more, by the Job's name, so that a batch that failed together does not
-/// come back together.
-fn jittered(seconds: u32, job: &str) -> i64 {
-    let spread = crate::call::Fingerprint::of(job.as_bytes())
-        .as_str()
-        .bytes()
-        .fold(0_u64, |sum, byte| sum * 31 % 1000 + u64::from(byte));
-    let milliseconds = u64::from(seconds) * 1000;
-    i64::try_from(milliseconds + milliseconds / 10 * (spread % 1000) / 1000).unwrap_or(i64::MAX)
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Away, Delivery, Names, submit::describe};
+use crate::call::CallId;
 
 /// Header of a dead letter: why it is one.
 pub const HEADER_REASON: &str = "Sip-Dead-Reason";
@@ -58,7 +59,8 @@ fn letter(delivery: &Delivery, reason: &str, now: Timestamp, room: usize) -> (He
     if header_bytes(&headers) > room / 2 {
         headers = HeaderMap::new();
     }
-    headers.insert("Nats-Msg-Id", format!("{}-{}", delivery.subject, delivery.sequence).as_str());
+    // With the moment, since a stream that was lost and made anew counts from 1 again.
+    headers.insert("Nats-Msg-Id", CallId::of_message(delivery.sequence, delivery.published).as_str());
     headers.insert(HEADER_REASON, one_line(reason).as_str());
     headers.insert(HEADER_SUBJECT, delivery.subject.as_str());
     headers.insert(HEADER_SEQUENCE, delivery.sequence.to_string().as_str());
@@ -125,7 +127,11 @@ mod tests {
         assert_eq!(payload.len(), 10);
         assert_eq!(get("X-Mine").as_deref(), Some("b"));
         assert_eq!(get("Sip-Original-Nats-Msg-Id").as_deref(), Some("a"));
-        assert_eq!(get("Nats-Msg-Id").as_deref(), Some("sip.calls-7"), "the server would act upon the original's");
+        assert_eq!(
+            get("Nats-Msg-Id").as_deref(),
+            Some("7@1970-01-01T00:00:00Z"),
+            "the server would act upon the original's"
+        );
         assert_eq!(get(HEADER_REASON).as_deref(), Some("bad thing"));
         assert_eq!(get(HEADER_TRUNCATED), None);
     }

@@ -117,7 +117,7 @@ impl Letters {
             None => letter.payload.clone(),
         };
         let refused = |refusal| ReplayError::StillRefused { number, refusal };
-        let id = validate::parse(&payload).map_err(refused)?.id.unwrap_or_else(|| letter.id_or_number());
+        let id = validate::parse(&payload).map_err(refused)?.id.unwrap_or_else(|| letter.id_or_origin());
         self.allow_again(&id, log).await?;
         self.publish(&id, letter, payload).await?;
         self.remove(number).await?;
@@ -183,11 +183,11 @@ impl Letter {
         }
     }
 
-    fn id_or_number(&self) -> CallId {
-        self.id.clone().unwrap_or_else(|| {
-            let text = format!("dead-{}@{}", self.number, self.time);
-            CallId::parse(text).unwrap_or_else(|_| CallId::fresh())
-        })
+    /// The call's id; where the message names none, the one that the queue would have given it: the same for a second letter of
+    /// the same message, so that sending both back places one call.
+    fn id_or_origin(&self) -> CallId {
+        let origin = || CallId::parse(self.headers.get("Nats-Msg-Id")?.as_str()).ok();
+        self.id.clone().or_else(origin).unwrap_or_else(CallId::fresh)
     }
 
     /// The message's own headers, without what was added to it and without what the server would act upon.
@@ -204,5 +204,23 @@ impl Letter {
             }
         }
         headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_letters_of_one_message_ask_for_one_call() {
+        let letter = |number: u64, time: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Msg-Id", "7@2030-01-01T00:00:00Z");
+            let (reason, time) = (String::new(), time.to_owned());
+            Letter { number, reason, time, id: None, payload: Bytes::new(), is_cut: false, headers }
+        };
+        let (one, other) = (letter(1, "2030-01-01T00:00:01Z"), letter(2, "2030-01-01T01:00:00Z"));
+        assert_eq!(one.id_or_origin(), other.id_or_origin());
+        assert_eq!(one.id_or_origin().as_str(), "7@2030-01-01T00:00:00Z");
     }
 }

@@ -11,6 +11,7 @@ pub mod pace;
 pub mod presence;
 pub mod streams;
 pub mod submit;
+pub mod unreadable;
 
 pub use connect::NatsSettings;
 pub use streams::{Names, StreamSettings};
@@ -66,6 +67,11 @@ impl Delivery {
             published,
             reply: message.reply?,
         })
+    }
+
+    /// Which message this is a delivery of.
+    pub fn message(&self) -> intake::MessageId {
+        (self.sequence, self.published)
     }
 
     /// The value of a header.

@@ -230,9 +230,21 @@ impl Operator {
     /// # Panics
     /// When it does not run.
     pub fn rss_kb(&self) -> u64 {
+        self.status_kb("VmRSS:")
+    }
+
+    /// The part of [`Self::rss_kb`] that is the process's own data, without the pages of its program file (Linux).
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn data_kb(&self) -> u64 {
+        self.status_kb("RssAnon:")
+    }
+
+    fn status_kb(&self, field: &str) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process on Linux");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process that has not ended");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process that has not ended");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 

@@ -1,0 +1,148 @@
+//! Queue → Job per second, beside raw `kube` creates of the same Jobs as many at a time as the dialler makes, on the same
+//! control plane, taking turns in fresh namespaces.
+//!
+//! The controllers work beside both sides, since that is what an API server is like; there is no node, so pods stay
+//! pending. The clock runs from the moment the dialler's consumer, paused while the backlog was published, is resumed (raw:
+//! from the first create) until the API server has all Jobs. Before the next turn the controllers have come to rest.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Context;
+use futures::{StreamExt, stream};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{ListParams, PostParams};
+use serde_json::{Value, json};
+use sipstuff_operator::job::{JobDefaults, build::build};
+
+use super::load::Samples;
+use super::report::{Expected, Row};
+use super::requests;
+use super::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions};
+
+/// Jobs in a round.
+pub(crate) const COUNT: usize = 1000;
+/// As the dialler's `STARTS_IN_FLIGHT`.
+const AT_ONCE: usize = 64;
+const EXPECTED: Expected = Expected::AtLeast(0.95);
+/// How often the API server is asked how many there are: often enough to add little to a round, seldom enough to cost little.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
+    let plane = ControlPlane::start_own().await;
+    // Kept to the end: deleting them would be work beside the next round.
+    let mut used = Vec::new();
+    let (mut rates, mut latencies) = (Vec::new(), Samples::default());
+    for round in 0..=rounds {
+        // The first is to warm up.
+        let (ours, raw) = (plane.namespace().await, plane.namespace().await);
+        let operator = by_operator(&ours, count).await;
+        let (creates, samples) = by_creates(&raw, count).await;
+        eprintln!("jobs: round {round}: {operator:.0} per s, raw {creates:.0} per s");
+        if round > 0 {
+            rates.push((operator, creates));
+            latencies.add(samples);
+        }
+        used.extend([ours, raw]);
+    }
+    drop(plane);
+    let what = format!("queue to Job, {count} calls, {AT_ONCE} at a time");
+    let mut row = Row::of_rounds(format!("jobs.{AT_ONCE}"), what, "per s", &rates).expect(EXPECTED);
+    if let Some(raw) = &mut row.raw {
+        raw.latency = Some(latencies.latency());
+    }
+    vec![row]
+}
+
+async fn by_operator(namespace: &Namespace, count: usize) -> f64 {
+    let nats = NatsServer::start().await;
+    let jetstream = requests::jetstream(&nats).await;
+    let options = OperatorOptions::kubernetes(&nats, namespace).env("RUST_LOG", "info").env("MAX_ACTIVE_CALLS", count);
+    let operator = Operator::start(options).await;
+    pause(&jetstream, "2100-01-01T00:00:00Z").await;
+    requests::publish(&jetstream, count).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let begin = Instant::now();
+    pause(&jetstream, "0001-01-01T00:00:00Z").await;
+    until_there::<Job>(namespace, count).await;
+    let took = begin.elapsed();
+    at_rest(namespace, count).await;
+    drop(operator);
+    count as f64 / took.as_secs_f64()
+}
+
+async fn by_creates(namespace: &Namespace, count: usize) -> (f64, Samples) {
+    let defaults = defaults(&namespace.name);
+    let jobs: Api<Job> = namespace.api();
+    let post = PostParams { field_manager: Some("sipstuff-operator".to_owned()), ..PostParams::default() };
+    let orders: Vec<Job> = (0..count).map(|number| build(&requests::call(number), 1, &defaults).job).collect();
+    let begin = Instant::now();
+    let creates = orders.iter().map(|job| async {
+        let begun = Instant::now();
+        jobs.create(&post, job).await.expect("a Job is made");
+        u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX)
+    });
+    let creates = stream::iter(creates).buffer_unordered(AT_ONCE).collect::<Vec<u32>>();
+    let (micros, ()) = tokio::join!(creates, until_there::<Job>(namespace, count));
+    let total = begin.elapsed();
+    at_rest(namespace, count).await;
+    (count as f64 / total.as_secs_f64(), Samples { micros, total })
+}
+
+/// Waits until the namespace has so many of a kind.
+async fn until_there<K>(namespace: &Namespace, count: usize)
+where
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug,
+    K: serde::de::DeserializeOwned,
+{
+    let api: Api<K> = namespace.api();
+    let begin = Instant::now();
+    loop {
+        // One of them, and how many more there are.
+        let list = api.list_metadata(&ListParams::default().limit(1)).await.expect("a list");
+        let more = list.metadata.remaining_item_count.and_then(|more| usize::try_from(more).ok()).unwrap_or(0);
+        if list.items.len() + more >= count {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "only {} of {count} are there", list.items.len() + more);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until every Job has its pod and the controllers have written what they had to.
+async fn at_rest(namespace: &Namespace, count: usize) {
+    until_there::<Pod>(namespace, count).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+async fn pause(jetstream: &Context, until: &str) {
+    let request = json!({"pause_until": until});
+    let answer: Value =
+        jetstream.request("CONSUMER.PAUSE.SIP_CALLS.dialler", &request).await.expect("the consumer is paused");
+    assert!(answer.get("error").is_none(), "{answer}");
+}
+
+/// What the operator has when nothing is configured.
+fn defaults(namespace: &str) -> JobDefaults {
+    JobDefaults {
+        namespace: namespace.to_owned(),
+        image: "xomoxcc/somestuff:latest".to_owned(),
+        sip_secret_name: "sip-credentials".to_owned(),
+        ttl_seconds: 3600,
+        backoff_limit: 0,
+        host_network: true,
+        piper_data_dir: None,
+        whisper_data_dir: None,
+        recording_dir: None,
+        run_as_user: None,
+        run_as_group: None,
+        fs_group: None,
+        node_selector: BTreeMap::new(),
+        deadline_margin: 600,
+        template: None,
+    }
+}

@@ -1,0 +1,116 @@
+//! What `make bench` runs: the operator's release build beside the client libraries it is built on. Absolute figures are this
+//! machine's; ratios carry over, so both sides are measured in the same run, taking turns.
+//!
+//! | part | what |
+//! |---|---|
+//! | [`api`] | `POST /call` beside a raw JetStream publish with ack |
+//! | [`jobs`] | queue → Job beside raw `kube` creates of the same Jobs |
+//! | [`view`] | rebuild of the job view beside the raw ordered consumer; its memory; pages of `GET /jobs` |
+//! | [`memory`] | the operator's memory, idle and with a thousand running calls |
+//!
+//! [`load`] makes load and keeps the samples, [`report`] is what comes out.
+
+mod api;
+mod jobs;
+mod load;
+mod memory;
+mod report;
+mod requests;
+#[path = "../../tests/support/mod.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used)]
+mod support;
+mod view;
+
+use std::process::ExitCode;
+
+use report::Report;
+
+const HELP: &str = "make bench ARGS='[api] [jobs[=N]] [view[=N]] [memory[=N]] [rounds=N]'
+
+  api       POST /call beside a raw JetStream publish
+  jobs=N    queue to Job beside raw creates, N Jobs in a round (default 1000)
+  view=N    rebuild, memory and pages of the job view with N calls (default 100000)
+  memory=N  the operator's memory, idle and with N running calls (default 1000)
+  rounds=N  how often the two sides take turns (default 5; in `view` at most 3)
+
+Without a part: all of them.";
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+struct Wanted {
+    api: bool,
+    jobs: Option<usize>,
+    view: Option<usize>,
+    memory: Option<usize>,
+    rounds: usize,
+}
+
+fn main() -> ExitCode {
+    // `cargo bench` adds `--bench`.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match Wanted::parse(&arguments) {
+        Ok(wanted) => runtime().block_on(measure(wanted)),
+        Err(mistake) => {
+            eprintln!("{mistake}\n\n{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
+}
+
+async fn measure(wanted: Wanted) -> ExitCode {
+    let Wanted { api, jobs, view, memory, rounds } = wanted;
+    let mut report = Report::begin();
+    if api {
+        report.take("api", api::measure(rounds)).await;
+    }
+    if let Some(count) = jobs {
+        report.take("jobs", jobs::measure(rounds, count)).await;
+    }
+    if let Some(count) = view {
+        report.take("view", view::measure(rounds.min(3), count)).await;
+    }
+    if let Some(count) = memory {
+        report.take("memory", memory::measure(count)).await;
+    }
+    report.end()
+}
+
+impl Wanted {
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let mut wanted = Self { api: false, jobs: None, view: None, memory: None, rounds: 5 };
+        for argument in arguments {
+            let (name, number) = argument.split_once('=').map_or((argument.as_str(), None), |(n, v)| (n, Some(v)));
+            let number = |default| match number.map(str::parse) {
+                None => Ok(default),
+                Some(Ok(number)) if number > 0 => Ok(number),
+                Some(_) => Err(format!("`{argument}`: not a number above 0")),
+            };
+            match name {
+                "api" => wanted.api = true,
+                "jobs" => wanted.jobs = Some(number(jobs::COUNT)?),
+                "view" => wanted.view = Some(number(view::COUNT)?),
+                "memory" => wanted.memory = Some(number(memory::COUNT)?),
+                "rounds" => wanted.rounds = number(wanted.rounds)?,
+                _ => return Err(format!("`{argument}` is no part of the benchmarks")),
+            }
+        }
+        Ok(wanted.or_everything())
+    }
+
+    fn or_everything(self) -> Self {
+        match &self {
+            Self { api: false, jobs: None, view: None, memory: None, rounds } => Self {
+                api: true,
+                jobs: Some(jobs::COUNT),
+                view: Some(view::COUNT),
+                memory: Some(memory::COUNT),
+                rounds: *rounds,
+            },
+            _ => self,
+        }
+    }
+}
