@@ -7,6 +7,9 @@ MAKEFLAGS += --no-print-directory
 # More words for the program that a target runs: make test ARGS='--test dialler'
 ARGS ?=
 
+# The stories wait more than they compute, most of all for the ack wait of 30 s.
+export RUST_TEST_THREADS ?= 6
+
 # Where cargo builds.
 target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 

@@ -137,7 +137,7 @@ async fn a_bad_setting_names_variable_value_and_what_is_accepted_and_exits_2() {
     let table = [
         ("MAX_ACTIVE_CALLS", "many", "1 to 100000"),
         ("MAX_ACTIVE_CALLS", "0", "1 to 100000"),
-        ("STATUS_RETENTION", "1h", "24h"),
+        ("STATUS_RETENTION", "1h", "at least 86400 s"),
         ("NATS_REPLICAS", "6", "5"),
         ("RUNNER", "docker-swarm", "kubernetes"),
         ("CLUSTER_NAME", " ", "accepted"),
