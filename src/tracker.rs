@@ -53,9 +53,11 @@ pub fn difference(last: &StatusEvent, facts: &Facts, redial: impl Fn(Outcome) ->
     }
 }
 
-/// An attempt that ended before it could be stopped keeps its own end; one that was stopped is cancelled.
+/// An attempt that ended before it could be stopped keeps its own end; one that was stopped is cancelled, and so is one whose
+/// pod went with its Job before anybody read how it had ended.
 fn end_of_a_cancelled(last: &StatusEvent, ending: &Ending) -> Change {
-    if ending.succeeded || latest_end(ending.completed_at) < last.time {
+    let had_failed = ending.exit_code.is_some() && latest_end(ending.completed_at) < last.time;
+    if ending.succeeded || had_failed {
         ended(ending, |_| false)
     } else {
         Change::Cancelled { reason: "cancelled".to_owned() }
@@ -311,7 +313,7 @@ mod tests {
         let stopping = call(vec![pending(), Change::Cancelling]);
         let over = call(vec![Change::Cancelled { reason: "x".into() }]);
         let run = Facts::Running { started_at: at(100) };
-        let table: [(&str, &StatusEvent, Facts, &[Status]); 15] = [
+        let table: [(&str, &StatusEvent, Facts, &[Status]); 16] = [
             ("nothing new", &claimed, Facts::Waiting, &[]),
             ("it runs", &claimed, run.clone(), &[Running]),
             ("it runs still", &runs, run.clone(), &[]),
@@ -326,6 +328,7 @@ mod tests {
             ("stopped", &stopping, Facts::Gone, &[Cancelled]),
             ("stopped by a signal", &stopping, ending(Some(143), true, 150), &[Cancelled]),
             ("ended before the cancel", &stopping, ending(Some(1), true, 50), &[Failed]),
+            ("ended before the cancel, nobody knows how", &stopping, ending(None, true, 50), &[Cancelled]),
             ("over", &over, ending(Some(0), true, 150), &[]),
         ];
         for (what, last, facts, expected) in table {

@@ -73,7 +73,7 @@ async fn killed_at(point: Point, stage: Stage) {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_it_carries_on_with_the_same_job_in_a_cluster() {
     join_all(POINTS.map(async |point| {
-        let stage = Stage::cluster(3.0).await;
+        let stage = Stage::cluster(8.0).await;
         killed_at(point, stage).await;
     }))
     .await;
@@ -81,14 +81,13 @@ async fn killed_at_any_point_it_carries_on_with_the_same_job_in_a_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_it_carries_on_with_the_same_process_on_a_machine() {
-    join_all(POINTS.map(async |point| killed_at(point, Stage::machine(3.0).await).await)).await;
+    join_all(POINTS.map(async |point| killed_at(point, Stage::machine(8.0).await).await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_while_no_operator_lives_is_settled_as_soon_as_one_does() {
-    let stage = Stage::cluster(2.0).await;
+    let stage = Stage::cluster(5.0).await;
     let mut operator = stage.operator().await;
-    // With redials to come the holder of the message decides, so this one waits for its redelivery.
     let ids = ["ends-alone", "ends-busy", "ends-pending"];
     for id in &ids[..2] {
         let mut request = request_of(id);
@@ -128,7 +127,7 @@ async fn what_ends_while_no_operator_lives_is_settled_as_soon_as_one_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_is_asked_to_end_hands_its_calls_over_at_once() {
-    let stage = Stage::cluster(6.0).await;
+    let stage = Stage::cluster(15.0).await;
     let mut leaves = stage.operator().await;
     let ids: Vec<String> = (0..10).map(|n| format!("handed-{n}")).collect();
     for id in &ids {

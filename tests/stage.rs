@@ -152,10 +152,12 @@ impl Stage {
         Some(serde_json::from_slice(&last.payload).expect("a status event"))
     }
 
-    /// Waits until a call is in a state.
+    /// Waits until a call is in a state, or has been: on a busy machine it may have ended before anybody looked.
     pub async fn becomes(&self, id: &str, status: Status) -> StatusEvent {
         eventually_some(format!("{id} is {status}"), PATIENCE, async || {
-            self.state(id).await.filter(|event| event.status == status)
+            let last = self.state(id).await?;
+            let was = if last.is_final { self.story(id).await } else { vec![last] };
+            was.into_iter().find(|event| event.status == status)
         })
         .await
     }

@@ -24,7 +24,7 @@ fn told_of(operator: &Operator, id: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_by_http_becomes_one_job_and_its_outcome_comes_back() {
-    let stage = Stage::cluster(2.0).await;
+    let stage = Stage::cluster(8.0).await;
     let operator = stage.operator().await;
     let id = "order-7";
     let name = name_of(id);

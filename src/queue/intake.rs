@@ -33,6 +33,9 @@ const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Most messages that are taken and not under way yet: several times what an API server makes at once.
 const MAX_AHEAD: usize = 128;
 
+/// Below that many active calls a replica may take all of them.
+const FEW: usize = 16;
+
 /// The messages that are being worked on.
 #[derive(Clone)]
 pub struct Holds {
@@ -150,9 +153,11 @@ impl Holds {
 pub type Room = OwnedSemaphorePermit;
 
 /// How many messages one replica may take ahead of their Jobs. A quarter of all: a replica whose cluster does not answer would
-/// otherwise draw every call that ends elsewhere, until nobody dials any more.
+/// otherwise draw every call that ends elsewhere, until nobody dials any more. All of them where they are few: a quarter
+/// would be one, and a call that cannot start would stop the others.
 fn ahead(settings: &StreamSettings) -> usize {
-    usize::try_from(settings.max_active_calls / 4).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
+    let all = usize::try_from(settings.max_active_calls).unwrap_or(MAX_AHEAD);
+    if all < FEW { all.max(1) } else { (all / 4).min(MAX_AHEAD) }
 }
 
 /// Brings messages to `work` until `stop`, never more than there is [`Room`] for: what lay here unheeded would be delivered again
