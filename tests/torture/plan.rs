@@ -19,17 +19,19 @@ pub struct Plan {
     pub faults: usize,
 }
 
+/// The seed of `make test`: what lands is judged by the same plan each time; `make torture` takes a new one.
+const SEED: u64 = 627_442;
+
 impl Plan {
-    /// `TORTURE_SEED`, `TORTURE_CALLS`, `TORTURE_FAULTS`; without them a small one, of a new seed each time.
+    /// `TORTURE_SEED`, `TORTURE_CALLS`, `TORTURE_FAULTS`; without them a small one, always of the same seed.
     pub fn from_environment() -> Self {
         let number = |name: &str| {
             let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
             Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is `{text}`; accepted: a whole number")))
         };
         let size = |name: &str, small: u64| usize::try_from(number(name).unwrap_or(small)).expect("it fits");
-        let fresh = || u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs()) % 1_000_000;
         Self {
-            seed: number("TORTURE_SEED").unwrap_or_else(fresh),
+            seed: number("TORTURE_SEED").unwrap_or(SEED),
             calls: size("TORTURE_CALLS", 150),
             faults: size("TORTURE_FAULTS", 12),
         }

@@ -60,8 +60,8 @@ fn is_a_step(from: Option<Status>, to: Status) -> bool {
     let steps: &[Status] = match from {
         None => &[Queued, Scheduled, Pending, Expired, Rejected],
         Some(Queued) => &[Scheduled, Pending, Cancelled, Expired, Rejected],
-        Some(Scheduled) => &[Pending, Cancelled, Expired],
-        Some(Pending) => &[Running, Failed, Cancelling, Cancelled],
+        Some(Scheduled) => &[Pending, Cancelled, Expired, Rejected],
+        Some(Pending) => &[Running, Failed, Cancelling, Cancelled, Expired, Rejected],
         Some(Running) => &[Succeeded, Failed, Cancelling, Cancelled],
         Some(Cancelling) => &[Cancelled, Succeeded, Failed],
         Some(Failed) => &[Scheduled, Cancelled, Expired],
