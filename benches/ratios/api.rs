@@ -3,6 +3,8 @@
 //!
 //! Only accepting is measured: the one slot for calls in progress (`MAX_ACTIVE_CALLS=1`) is held by this program, so the
 //! operator dials nothing. It does all else: two durable messages for each call, a line in its log, its job view.
+//!
+//! Beside the rates stands what a call costs in processor time, which a busy machine changes less than it changes rates.
 
 use std::time::Duration;
 
@@ -10,9 +12,13 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
+use jiff::Timestamp;
+use sipstuff_operator::call::{Call, CallId, Change, StatusEvent, validate};
+use sipstuff_operator::log::StatusLog;
+use sipstuff_operator::queue::submit::{Labels, Submitter};
 
-use super::load::{Connection, Samples, Worker, memory_kb, work};
-use super::report::{Expected, Row};
+use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
+use super::report::{Expected, Row, median};
 use super::requests;
 use super::support::{NatsServer, Operator, OperatorOptions, process::Scratch};
 
@@ -47,6 +53,24 @@ impl Worker for Publisher {
     }
 }
 
+/// Writes the two records of a call as the operator does, without HTTP: what of a call's cost is the server's.
+struct Recorder {
+    submitter: Submitter,
+    log: StatusLog,
+    body: Bytes,
+}
+
+impl Worker for Recorder {
+    async fn once(&mut self) {
+        let parsed = validate::parse(&self.body).expect("a valid request");
+        let (call, now) = (Call::new(CallId::fresh(), parsed.spec), Timestamp::now());
+        let labels = Labels { id: &call.id, attempt: 1, queued_at: now };
+        self.submitter.publish(labels, self.body.clone()).await.expect("a publish");
+        let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
+        self.log.append(event, 0).await.expect("an append");
+    }
+}
+
 pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     let (nats, state) = (NatsServer::start().await, Scratch::new("state"));
     let jetstream = requests::jetstream(&nats).await;
@@ -61,15 +85,23 @@ pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     let mut rows = Vec::new();
     for concurrency in CONCURRENCIES {
         eprintln!("api: {concurrency} at a time");
-        rows.push(compare(&operator, &jetstream, concurrency, rounds).await);
+        rows.extend(compare(&operator, &nats, &jetstream, concurrency, rounds).await);
     }
+    rows.push(records(&jetstream, rounds).await);
     let peak = memory_kb(operator.pid(), "VmHWM:") / 1024.0;
     let accepted = jetstream.get_stream("SIP_CALLS").await.expect("the queue").cached_info().state.messages;
     rows.push(Row::alone("api.peak_rss", format!("peak memory after {accepted} calls accepted"), "MiB", peak));
     rows
 }
 
-async fn compare(operator: &Operator, jetstream: &Context, concurrency: usize, rounds: usize) -> Row {
+async fn compare(
+    operator: &Operator,
+    nats: &NatsServer,
+    jetstream: &Context,
+    concurrency: usize,
+    rounds: usize,
+) -> [Row; 3] {
+    let server = nats.pid().expect("the server runs");
     let mut callers = Vec::new();
     for _ in 0..concurrency {
         callers.push(Caller { connection: Connection::open(operator.base()).await, request: post() });
@@ -79,17 +111,50 @@ async fn compare(operator: &Operator, jetstream: &Context, concurrency: usize, r
         (0..concurrency).map(|_| Publisher { jetstream: jetstream.clone(), body: body.clone() }).collect();
     work(&mut callers, WARM_UP).await;
     work(&mut publishers, WARM_UP).await;
+    let stored = async || jetstream.get_stream("RAW").await.expect("a stream").cached_info().state.messages;
+    let before = stored().await;
     let (mut ours, mut raw, mut rates) = (Samples::default(), Samples::default(), Vec::new());
+    let (mut operator_cpu, mut server_cpu) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (operator, publish) = (work(&mut callers, TURN).await, work(&mut publishers, TURN).await);
-        rates.push((operator.rate(), publish.rate()));
-        ours.add(operator);
-        raw.add(publish);
+        let before = (cpu_seconds(operator.pid()), cpu_seconds(server));
+        let calls = work(&mut callers, TURN).await;
+        let between = (cpu_seconds(operator.pid()), cpu_seconds(server));
+        let publishes = work(&mut publishers, TURN).await;
+        let after = cpu_seconds(server);
+        let micros = |seconds: f64, samples: &Samples| seconds * 1e6 / samples.micros.len() as f64;
+        operator_cpu.push(micros(between.0 - before.0, &calls));
+        server_cpu.push((micros(between.1 - before.1, &calls), micros(after - between.1, &publishes)));
+        rates.push((calls.rate(), publishes.rate()));
+        ours.add(calls);
+        raw.add(publishes);
     }
-    let what = format!("POST /call, {concurrency} at a time");
-    Row::of_rounds(format!("api.{concurrency}"), what, "per s", &rates)
-        .latencies(ours.latency(), Some(raw.latency()))
-        .expect(EXPECTED)
+    assert_eq!(stored().await - before, raw.micros.len() as u64, "what was acknowledged is stored");
+    let row = |key: &str| format!("api.{concurrency}{key}");
+    let what = |what: &str| format!("{what}, {concurrency} at a time");
+    [
+        Row::of_rounds(row(""), what("POST /call"), "per s", &rates)
+            .latencies(ours.latency(), Some(raw.latency()))
+            .expect(EXPECTED),
+        Row::alone(row(".operator_cpu"), what("the operator's processor time for a call"), "µs", median(operator_cpu)),
+        Row::of_rounds(row(".server_cpu"), what("nats-server's for a call"), "µs", &server_cpu),
+    ]
+}
+
+/// Only told, to be compared by eye: it has no counterpart.
+async fn records(jetstream: &Context, rounds: usize) -> Row {
+    let concurrency = CONCURRENCIES[CONCURRENCIES.len() - 1];
+    let names = requests::stream_settings(1).names;
+    let submitter = Submitter::new(jetstream.clone(), &names);
+    let log = StatusLog::open(jetstream.clone(), &names, Duration::from_secs(72 * 3600)).await.expect("the log");
+    let body = Bytes::from(requests::body());
+    let recorder = || Recorder { submitter: submitter.clone(), log: log.clone(), body: body.clone() };
+    let mut recorders: Vec<_> = std::iter::repeat_with(recorder).take(concurrency).collect();
+    let mut samples = Samples::default();
+    for _ in 0..rounds {
+        samples.add(work(&mut recorders, TURN).await);
+    }
+    let what = format!("both records of a call without HTTP, {concurrency} at a time");
+    Row::alone(format!("api.records.{concurrency}"), what, "per s", samples.rate()).latencies(samples.latency(), None)
 }
 
 fn post() -> Bytes {

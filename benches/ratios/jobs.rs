@@ -2,20 +2,18 @@
 //! control plane, taking turns in fresh namespaces.
 //!
 //! The controllers work beside both sides, since that is what an API server is like; there is no node, so pods stay
-//! pending. The clock runs from the moment the dialler's consumer, paused while the backlog was published, is resumed (raw:
-//! from the first create) until the API server has all Jobs. Before the next turn the controllers have come to rest.
+//! pending. The clock runs from the moment the first request is published, all of them in one go (raw: from the first
+//! create), until the API server has all Jobs. Before the next turn the controllers have come to rest.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::Context;
 use futures::{StreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
-use serde_json::{Value, json};
 use sipstuff_operator::job::{JobDefaults, build::build};
 
 use super::load::Samples;
@@ -33,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
-    let plane = ControlPlane::start_own().await;
+    let plane = ControlPlane::shared().await;
     // Kept to the end: deleting them would be work beside the next round.
     let mut used = Vec::new();
     let (mut rates, mut latencies) = (Vec::new(), Samples::default());
@@ -49,7 +47,6 @@ pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
         }
         used.extend([ours, raw]);
     }
-    drop(plane);
     let what = format!("queue to Job, {count} calls, {AT_ONCE} at a time");
     let mut row = Row::of_rounds(format!("jobs.{AT_ONCE}"), what, "per s", &rates).expect(EXPECTED);
     if let Some(raw) = &mut row.raw {
@@ -63,11 +60,8 @@ async fn by_operator(namespace: &Namespace, count: usize) -> f64 {
     let jetstream = requests::jetstream(&nats).await;
     let options = OperatorOptions::kubernetes(&nats, namespace).env("RUST_LOG", "info").env("MAX_ACTIVE_CALLS", count);
     let operator = Operator::start(options).await;
-    pause(&jetstream, "2100-01-01T00:00:00Z").await;
-    requests::publish(&jetstream, count).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let begin = Instant::now();
-    pause(&jetstream, "0001-01-01T00:00:00Z").await;
+    requests::publish(&jetstream, count).await;
     until_there::<Job>(namespace, count).await;
     let took = begin.elapsed();
     at_rest(namespace, count).await;
@@ -117,13 +111,6 @@ where
 async fn at_rest(namespace: &Namespace, count: usize) {
     until_there::<Pod>(namespace, count).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-}
-
-async fn pause(jetstream: &Context, until: &str) {
-    let request = json!({"pause_until": until});
-    let answer: Value =
-        jetstream.request("CONSUMER.PAUSE.SIP_CALLS.dialler", &request).await.expect("the consumer is paused");
-    assert!(answer.get("error").is_none(), "{answer}");
 }
 
 /// What the operator has when nothing is configured.

@@ -139,3 +139,11 @@ pub(crate) fn memory_kb(pid: u32, what: &str) -> f64 {
     let line = status.lines().find_map(|line| line.strip_prefix(what)).expect("a process that has not ended");
     line.trim_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
 }
+
+/// What a process has used of the processors, in seconds (Linux, which counts in hundredths).
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a running process on Linux");
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    // Fields 14 and 15 of the line; the first two end with the bracket.
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() / 100.0
+}

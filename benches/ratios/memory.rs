@@ -17,7 +17,7 @@ const BUSY: Expected = Expected::AtMost(60.0);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) async fn measure(count: usize) -> Vec<Row> {
-    let (plane, nats) = (ControlPlane::start_own().await, NatsServer::start().await);
+    let (plane, nats) = (ControlPlane::shared().await, NatsServer::start().await);
     let namespace = plane.namespace().await;
     let calls_last = Some(node::Instant { exit_code: 0, after: Duration::from_secs(3600) });
     let options = NodeOptions { instant: calls_last, ..NodeOptions::default() };

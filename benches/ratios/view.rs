@@ -81,7 +81,7 @@ async fn by_operator(options: &OperatorOptions) -> (f64, Operator) {
     }
 }
 
-/// Seconds until an ordered consumer, last per subject, over a new connection has everything.
+/// Seconds until an ordered consumer, last per subject, has everything.
 async fn by_consumer(jetstream: &Context, count: usize) -> f64 {
     let begin = Instant::now();
     let config = OrderedConfig {
