@@ -1,3 +1,5 @@
+//! What the flags of a request become, and what is said when they are wrong.
+
 #![allow(clippy::unwrap_used)]
 
 use clap::Parser;

@@ -1,3 +1,5 @@
+//! What a built Job holds beside what the golden files show.
+
 #![allow(clippy::unwrap_used)]
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};

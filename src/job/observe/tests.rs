@@ -1,3 +1,5 @@
+//! What Jobs and pods say, as tables.
+
 #![allow(clippy::unwrap_used)]
 
 use k8s_openapi::api::core::v1::Pod;
