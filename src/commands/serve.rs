@@ -138,8 +138,9 @@ impl Engine {
         });
         let sightings = dialler.sightings.clone();
         let stream = self.streams.names.status_stream.clone();
+        let patient = connect::patient_jetstream(self.client.clone());
         let told = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
-        self.background.spawn(view.clone().follow(self.jetstream.clone(), dialler.log.clone(), stream, told));
+        self.background.spawn(view.clone().follow(patient, dialler.log.clone(), stream, told));
         self.background.spawn(view.sweep(retention));
         let (listed, others) = (desk.clone(), dialler.clone());
         self.background.spawn(tracker::watch_runner(

@@ -11,6 +11,9 @@ use super::Away;
 pub const OLDEST_SERVER: (i64, i64, i64) = (2, 12, 0);
 /// How long an answer from NATS may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take whose work grows with the number of calls: with a million of them in the status log, the server
+/// needs five seconds or more to make a consumer of their last records.
+const LONG_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long what was sent may take to leave the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Publishes under way at once; more wait.
@@ -88,8 +91,17 @@ pub async fn connect(settings: &NatsSettings) -> Result<Client, ConnectError> {
 
 /// JetStream over a connection, with the time limits of this program.
 pub fn jetstream(client: Client) -> jetstream::Context {
+    within(client, REQUEST_TIMEOUT)
+}
+
+/// As [`jetstream()`], for requests that take the server longer the more calls there are.
+pub fn patient_jetstream(client: Client) -> jetstream::Context {
+    within(client, LONG_REQUEST_TIMEOUT)
+}
+
+fn within(client: Client, timeout: Duration) -> jetstream::Context {
     jetstream::ContextBuilder::new()
-        .timeout(REQUEST_TIMEOUT)
+        .timeout(timeout)
         .ack_timeout(REQUEST_TIMEOUT)
         .max_ack_inflight(MAX_ACKS_IN_FLIGHT)
         .build(client)

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    Context,
+    Context, ErrorCode,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    context::{GetStreamError, GetStreamErrorKind},
     kv,
     stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType},
 };
 
-use super::Away;
+use super::{Away, submit::describe};
 
 /// How long the server waits for an acknowledgement or an in-progress sign before it delivers a message again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -78,19 +79,45 @@ pub struct StreamSettings {
     pub max_active_calls: i64,
 }
 
-/// Makes sure that streams and consumer exist as they should.
+/// Makes sure that streams and consumer exist as they should. What is as it should be is left alone: with a million subjects
+/// an update takes the server seconds, even one that changes nothing. What these settings do not name, such as a placement or
+/// a compression that somebody chose, stays.
 ///
 /// # Errors
 /// [`Away`] with the server's words.
 pub async fn ensure(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, Away> {
-    for config in [calls(settings), schedule(settings), status(settings), dead(settings)] {
-        let name = config.name.clone();
-        jetstream
-            .create_or_update_stream(config)
+    let StreamSettings { names, .. } = settings;
+    for (name, wish) in [
+        (&names.calls_stream, calls as Wish),
+        (&names.schedule_stream, schedule),
+        (&names.status_stream, status),
+        (&names.dead_stream, dead),
+    ] {
+        stream(jetstream, name, |present| wish(settings, present))
             .await
-            .map_err(|error| Away(format!("stream {name} could not be created or updated: {error}")))?;
+            .map_err(|words| Away(format!("stream {name} could not be created or updated: {words}")))?;
     }
     consumer(jetstream, settings).await
+}
+
+/// What a stream should be, given what it is.
+type Wish = fn(&StreamSettings, Config) -> Config;
+
+async fn stream(jetstream: &Context, name: &str, wish: impl Fn(Config) -> Config) -> Result<(), String> {
+    let present = match jetstream.get_stream(name).await {
+        Ok(stream) => Some(stream.cached_info().config.clone()),
+        Err(error) if is_missing(&error) => None,
+        Err(error) => return Err(describe(&error)),
+    };
+    let wished = wish(present.clone().unwrap_or_default());
+    if present.as_ref() != Some(&wished) {
+        jetstream.create_or_update_stream(wished).await.map_err(|error| describe(&error))?;
+    }
+    Ok(())
+}
+
+fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// The bucket for what the replicas share beside calls: the pace, and which clusters there are.
@@ -134,7 +161,7 @@ async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<Pull
         .map_err(|error| Away(format!("consumer {} could not be created or updated: {error}", names.consumer)))
 }
 
-fn calls(settings: &StreamSettings) -> Config {
+fn calls(settings: &StreamSettings, present: Config) -> Config {
     let names = &settings.names;
     Config {
         name: names.calls_stream.clone(),
@@ -145,13 +172,13 @@ fn calls(settings: &StreamSettings) -> Config {
         max_messages: settings.queue_max_messages,
         max_bytes: settings.queue_max_bytes,
         duplicate_window: DUPLICATE_WINDOW,
-        ..base(settings)
+        ..base(settings, present)
     }
 }
 
 /// A stream of its own: a timer can only fire into its own stream, and from nats-server 2.15 on a stream with timers may not
 /// refuse new messages when it is full, as the queue must (error 10052).
-fn schedule(settings: &StreamSettings) -> Config {
+fn schedule(settings: &StreamSettings, present: Config) -> Config {
     let names = &settings.names;
     Config {
         name: names.schedule_stream.clone(),
@@ -159,11 +186,11 @@ fn schedule(settings: &StreamSettings) -> Config {
         subjects: vec![format!("{}.>", names.schedule), names.due.clone()],
         retention: RetentionPolicy::WorkQueue,
         allow_message_schedules: true,
-        ..base(settings)
+        ..base(settings, present)
     }
 }
 
-fn status(settings: &StreamSettings) -> Config {
+fn status(settings: &StreamSettings, present: Config) -> Config {
     let names = &settings.names;
     Config {
         name: names.status_stream.clone(),
@@ -175,11 +202,11 @@ fn status(settings: &StreamSettings) -> Config {
             destination: names.status.clone(),
             headers_only: false,
         }),
-        ..base(settings)
+        ..base(settings, present)
     }
 }
 
-fn dead(settings: &StreamSettings) -> Config {
+fn dead(settings: &StreamSettings, present: Config) -> Config {
     let names = &settings.names;
     Config {
         name: names.dead_stream.clone(),
@@ -188,11 +215,11 @@ fn dead(settings: &StreamSettings) -> Config {
         retention: RetentionPolicy::Limits,
         max_age: DEAD_RETENTION,
         duplicate_window: DUPLICATE_WINDOW,
-        ..base(settings)
+        ..base(settings, present)
     }
 }
 
-fn base(settings: &StreamSettings) -> Config {
+fn base(settings: &StreamSettings, present: Config) -> Config {
     Config {
         storage: StorageType::File,
         num_replicas: settings.replicas,
@@ -200,6 +227,6 @@ fn base(settings: &StreamSettings) -> Config {
         allow_message_ttl: true,
         max_messages: -1,
         max_bytes: -1,
-        ..Default::default()
+        ..present
     }
 }
