@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
-    ops::Bound,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -37,6 +36,10 @@ pub struct Key {
 }
 
 impl Key {
+    const OLDEST: Self = Self { queued: 0, call: 0 };
+    /// Newer than any: milliseconds since the epoch take 48 bits.
+    const END: Self = Self { queued: u64::MAX, call: u64::MAX };
+
     /// As text that a client hands back to get the next page.
     pub fn to_cursor(self) -> String {
         format!("{:012x}{:016x}", self.queued, self.call)
@@ -88,8 +91,8 @@ pub struct JobView {
 #[derive(Default)]
 struct Index {
     calls: HashMap<u64, Entry>,
-    newest: BTreeSet<Key>,
-    by_status: [BTreeSet<Key>; Status::ALL.len()],
+    all: ByStatus,
+    counts: [usize; Status::ALL.len()],
     by_batch: HashMap<u32, Batch>,
     batches: HashMap<String, u32>,
     /// Of the next new batch. Not reused before all others were: four billion batches later.
@@ -99,7 +102,30 @@ struct Index {
 
 struct Batch {
     name: String,
-    calls: BTreeSet<Key>,
+    calls: ByStatus,
+}
+
+/// Calls by their state, each state's in their order: so a page of the few in a rare state does not pass over the many in
+/// another.
+#[derive(Default)]
+struct ByStatus(BTreeSet<(Status, Key)>);
+
+impl ByStatus {
+    /// The newest ones before `end`, newest first: of one state, or of all.
+    fn newest(&self, status: Option<Status>, end: Key, limit: usize) -> Vec<Key> {
+        if let Some(status) = status {
+            return self.of(status, end).take(limit).collect();
+        }
+        let mut newest: Vec<Key> =
+            Status::ALL.into_iter().flat_map(|status| self.of(status, end).take(limit)).collect();
+        newest.sort_unstable_by(|one, other| other.cmp(one));
+        newest.truncate(limit);
+        newest
+    }
+
+    fn of(&self, status: Status, end: Key) -> impl Iterator<Item = Key> {
+        self.0.range((status, Key::OLDEST)..(status, end)).rev().map(|(_, key)| *key)
+    }
 }
 
 impl JobView {
@@ -120,7 +146,7 @@ impl JobView {
 
     /// How many calls are in a state.
     pub fn count_of(&self, status: Status) -> usize {
-        self.read().by_status[status as usize].len()
+        self.read().counts[status as usize]
     }
 
     /// Up to `limit` calls older than `before`, newest first, each with where the log has its last record.
@@ -216,10 +242,10 @@ impl Index {
         let kept_from = brief.not_before.map_or(brief.time, |moment| moment.max(brief.time)).as_second();
         let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
         self.calls.insert(call, Entry { key, sequence, kept_from, status: brief.status, batch });
-        self.newest.insert(key);
-        self.by_status[brief.status as usize].insert(key);
+        self.all.0.insert((brief.status, key));
+        self.counts[brief.status as usize] += 1;
         if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
-            batch.calls.insert(key);
+            batch.calls.0.insert((brief.status, key));
         }
     }
 
@@ -230,25 +256,25 @@ impl Index {
         let number = self.next_batch;
         self.next_batch = number.wrapping_add(1);
         self.batches.insert(name.to_owned(), number);
-        self.by_batch.insert(number, Batch { name: name.to_owned(), calls: BTreeSet::new() });
+        self.by_batch.insert(number, Batch { name: name.to_owned(), calls: ByStatus::default() });
         number
     }
 
     fn forget(&mut self, call: u64, condition: impl Fn(&Entry) -> bool) {
         let Some(entry) = self.calls.get(&call).copied().filter(condition) else { return };
         self.calls.remove(&call);
-        self.newest.remove(&entry.key);
-        self.by_status[entry.status as usize].remove(&entry.key);
+        self.all.0.remove(&(entry.status, entry.key));
+        self.counts[entry.status as usize] -= 1;
         if let Some(number) = entry.batch {
-            self.leave_batch(number, &entry.key);
+            self.leave_batch(number, &(entry.status, entry.key));
         }
     }
 
     /// A batch without calls is forgotten, or their names would pile up for ever.
-    fn leave_batch(&mut self, number: u32, key: &Key) {
+    fn leave_batch(&mut self, number: u32, place: &(Status, Key)) {
         let Some(batch) = self.by_batch.get_mut(&number) else { return };
-        batch.calls.remove(key);
-        if batch.calls.is_empty()
+        batch.calls.0.remove(place);
+        if batch.calls.0.is_empty()
             && let Some(batch) = self.by_batch.remove(&number)
         {
             self.batches.remove(&batch.name);
@@ -256,34 +282,22 @@ impl Index {
     }
 
     fn page(&self, status: Option<Status>, batch: Option<&str>, before: Option<Key>, limit: usize) -> Vec<(Key, u64)> {
-        let keys = match (status, batch) {
-            (_, Some(name)) => {
-                self.batches.get(name).and_then(|number| self.by_batch.get(number)).map(|batch| &batch.calls)
-            }
-            (Some(status), None) => Some(&self.by_status[status as usize]),
-            (None, None) => Some(&self.newest),
+        let calls = match batch {
+            Some(name) => self.batches.get(name).and_then(|number| self.by_batch.get(number)).map(|batch| &batch.calls),
+            None => Some(&self.all),
         };
-        let Some(keys) = keys else { return Vec::new() };
-        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
-        keys.range((Bound::Unbounded, end))
-            .rev()
-            .filter_map(|key| self.calls.get(&key.call))
-            .filter(|entry| status.is_none_or(|status| entry.status == status))
-            .map(|entry| (entry.key, entry.sequence))
-            .take(limit)
-            .collect()
+        let keys = calls.map(|calls| calls.newest(status, before.unwrap_or(Key::END), limit)).unwrap_or_default();
+        keys.into_iter().filter_map(|key| Some((key, self.calls.get(&key.call)?.sequence))).collect()
     }
 
     /// A call was queued before it ended, so only those queued before `oldest` (seconds since the epoch) can be meant.
     fn drop_finals_before(&mut self, oldest: i64) {
         let oldest = u32::try_from(oldest.max(0)).unwrap_or(u32::MAX);
-        let end = Key { queued: u64::from(oldest) * 1000, call: 0 };
-        let old: Vec<u64> = self.newest.range(..end).map(|key| key.call).collect();
+        let end = Key { queued: u64::from(oldest) * 1000, ..Key::OLDEST };
+        let finals = Status::ALL.into_iter().filter(|status| status.always_final() || *status == Status::Failed);
+        let old: Vec<u64> = finals.flat_map(|status| self.all.of(status, end)).map(|key| key.call).collect();
         for call in old {
-            self.forget(call, |entry| {
-                let is_final = entry.status.always_final() || entry.status == Status::Failed;
-                is_final && entry.kept_from < oldest
-            });
+            self.forget(call, |entry| entry.kept_from < oldest);
         }
     }
 }
