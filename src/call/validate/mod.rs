@@ -1,8 +1,9 @@
 //! From a request to a [`CallSpec`]: the only way to one, and it reports every problem at once.
 //!
-//! [`fields`] is the table of what each field accepts, `rules` judges one value, [`spec`] is what comes out; here is the
-//! way between them and the rules that concern more than one field.
+//! [`fields`] is the table of what each field accepts, `rules` judges one value, [`spec`] is what comes out, `canonical` what
+//! makes two of them the same; here is the way between them and the rules that concern more than one field.
 
+mod canonical;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;

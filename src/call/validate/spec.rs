@@ -5,19 +5,18 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::super::request::{
     CallRequest, DEFAULT_MAX_ATTEMPTS, DEFAULT_REPEAT, DEFAULT_RETRY_DELAY, DEFAULT_TIMEOUT, Password,
 };
 use super::super::{Fingerprint, Outcome};
+use super::canonical;
 
 /// Longest wait before another attempt, in seconds: a day, as for `retry_delay` itself.
 const MAX_RETRY_DELAY: u32 = 86_400;
 
-/// What a valid request asks for. Made by [`parse`](super::parse) only. Its serialised form is for the fingerprint: no
-/// password is in it.
-#[derive(Debug, Clone, Serialize)]
+/// What a valid request asks for. Made by [`parse`](super::parse) only.
+#[derive(Debug, Clone)]
 pub struct CallSpec {
     /// Callee: a number or SIP URI, not empty.
     pub dest: String,
@@ -86,7 +85,7 @@ pub enum Announcement {
 }
 
 /// Settings of the SIP account and of the network path to it. Every `None` is read from the credentials Secret by the pod.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct SipSettings {
     /// Env `SIP_SERVER`.
     pub server: Option<String>,
@@ -95,7 +94,6 @@ pub struct SipSettings {
     /// Env `SIP_USER`.
     pub user: Option<String>,
     /// Env `SIP_PASSWORD`; travels in a Secret of the call's own.
-    #[serde(skip)]
     pub password: Option<SecretString>,
     /// Env `SIP_TRANSPORT`: `udp`, `tcp`, `tls`.
     pub transport: Option<String>,
@@ -112,7 +110,6 @@ pub struct SipSettings {
     /// Env `SIP_TURN_USERNAME`.
     pub turn_username: Option<String>,
     /// Env `SIP_TURN_PASSWORD`; travels in a Secret of the call's own.
-    #[serde(skip)]
     pub turn_password: Option<SecretString>,
     /// Env `SIP_TURN_TRANSPORT`: `udp`, `tcp`, `tls`.
     pub turn_transport: Option<String>,
@@ -185,25 +182,9 @@ impl CallSpec {
         (pauses + rounds).ceil() as u32
     }
 
-    /// Hash of what is asked for with defaults filled in, so that `60` and an absent timeout are the same; passwords, which
-    /// may be rotated between a publish and its retry, are left out, and so is the id.
+    /// Hash of what is asked for, see [`canonical`]: equal for two requests that ask for the same.
     pub fn fingerprint(&self) -> Fingerprint {
-        let mut canonical = serde_json::to_value(self.filled()).expect("numbers, strings and maps of strings are JSON");
-        // Absent is left out rather than null: a version with one more optional field must know the calls of the one before.
-        drop_nulls(&mut canonical);
-        canonical.sort_all_objects();
-        Fingerprint::of(canonical.to_string().as_bytes())
-    }
-
-    /// With the defaults of the contract, and `redial_on` as the set that it is.
-    fn filled(&self) -> Self {
-        let outcomes = Outcome::ALL.into_iter().filter(|outcome| self.redials(*outcome));
-        Self {
-            max_attempts: Some(self.max_attempts()),
-            retry_delay: Some(self.retry_delay.unwrap_or(DEFAULT_RETRY_DELAY)),
-            redial_on: Some(outcomes.collect()),
-            ..self.clone()
-        }
+        Fingerprint::of(&canonical::form(self))
     }
 }
 
@@ -226,12 +207,5 @@ impl SipSettings {
             keepalive_sec: request.keepalive_sec,
             public_address: request.public_address.take(),
         }
-    }
-}
-
-fn drop_nulls(value: &mut Value) {
-    if let Value::Object(fields) = value {
-        fields.retain(|_, value| !value.is_null());
-        fields.values_mut().for_each(drop_nulls);
     }
 }
