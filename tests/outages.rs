@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Compression;
+use futures::StreamExt;
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::json;
 use sipstuff_operator::call::{Outcome, Status};
 
 use crate::http;
 use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::support::operator::Runner;
 use crate::support::status::queue_is_empty;
 use crate::support::{ControlPlane, Operator, Proxy, eventually, get_json, post_call};
 
@@ -111,6 +114,61 @@ async fn calls_outlast_an_api_server_that_is_killed_or_freezes() {
     assert_eq!(stage.node().start_count(), 12);
 }
 
+/// An operator takes no more calls ahead than it has room for: otherwise the one whose requests go unanswered would draw all of
+/// them, and sit on them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_api_server_is_silent_leaves_the_calls_to_the_other() {
+    let plane = ControlPlane::shared().await;
+    let stage = Stage::cluster(0.1).await;
+    let proxy = Proxy::start(plane.addr()).await;
+    let options = stage.options().env("MAX_ACTIVE_CALLS", 16);
+    let mut cut_off = options.clone();
+    let kubeconfig = stage.namespace().proxied_kubeconfig(&proxy);
+    cut_off.runner = Runner::Kubernetes { kubeconfig, namespace: stage.namespace().name.clone() };
+    let silent = Operator::start(cut_off).await;
+    proxy.stall(true);
+    let _other = Operator::start(options).await;
+    let ids: Vec<String> = (0..60).map(|n| format!("shared-{n}")).collect();
+    for id in &ids {
+        stage.publish(&[], request_of(id).to_string()).await;
+    }
+    // A quarter of the active calls is what it may hold; the rest is dialled meanwhile.
+    let unstarted = async || ids.iter().filter(|id| stage.calls_with(id) == 0).count();
+    eventually("only what the silent one holds waits", PATIENCE, async || unstarted().await <= 4).await;
+    eventually("the others have left the queue", PATIENCE, async || stage.held().await <= 4).await;
+    proxy.stall(false);
+    all_end_once(&stage, &ids).await;
+    drop(silent);
+}
+
+/// A Job without a TTL stays until its outcome is in the log, however long nobody could write there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_gets_its_ttl_when_its_end_is_recorded_and_not_before() {
+    let stage = Stage::cluster(1.0).await;
+    let mut operator = stage.operator().await;
+    let id = running(&stage, "kept", 1).await.remove(0);
+    let jobs = stage.namespace().api::<Job>();
+    let name = name_of(&id);
+    let spec_and_status = async || {
+        let job = jobs.get(&name).await.expect("it is not removed");
+        (job.spec.expect("a spec"), job.status.unwrap_or_default())
+    };
+    stage.nats.kill();
+    eventually("the Job has ended", PATIENCE, async || spec_and_status().await.1.succeeded == Some(1)).await;
+    // Time enough to let it go, were it not for the log.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(spec_and_status().await.0.ttl_seconds_after_finished, None);
+    stage.nats.restart().await;
+    operator.ready().await;
+    eventually("it has a TTL", PATIENCE, async || {
+        let ttl = spec_and_status().await.0.ttl_seconds_after_finished;
+        ttl.is_some() && stage.state(&id).await.is_some_and(|event| event.is_final)
+    })
+    .await;
+    assert_eq!(spec_and_status().await.0.ttl_seconds_after_finished, Some(3600));
+    all_end_once(&stage, &[id]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_starts_before_nats_waits_for_it() {
     let stage = Stage::machine(0.2).await;
@@ -171,6 +229,23 @@ async fn a_job_that_is_deleted_by_hand_is_a_cancelled_call() {
     assert_eq!((end.status, end.reason.as_deref(), end.outcome), (Status::Cancelled, Some("deleted"), None::<Outcome>));
     stage.queue_empties().await;
     assert_eq!(stage.node().start_count(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_updated_only_where_it_differs_and_keeps_what_somebody_else_chose() {
+    let stage = Stage::machine(0.5).await;
+    drop(stage.operator().await);
+    let mut chosen = stage.js.get_stream("SIP_STATUS").await.unwrap().cached_info().config.clone();
+    chosen.compression = Some(Compression::S2);
+    stage.js.update_stream(chosen.clone()).await.unwrap();
+    let updates = stage.client.subscribe("$JS.EVENT.ADVISORY.STREAM.UPDATED.>").await.unwrap();
+    stage.client.flush().await.unwrap();
+    drop(Operator::start(stage.options().env("QUEUE_MAX_MESSAGES", 1234)).await);
+    let seen =
+        updates.take_until(tokio::time::sleep(Duration::from_secs(1))).map(|message| message.subject.to_string());
+    assert_eq!(seen.collect::<Vec<_>>().await, ["$JS.EVENT.ADVISORY.STREAM.UPDATED.SIP_CALLS"]);
+    assert_eq!(stage.js.get_stream("SIP_STATUS").await.unwrap().cached_info().config, chosen);
+    assert_eq!(stage.js.get_stream("SIP_CALLS").await.unwrap().cached_info().config.max_messages, 1234);
 }
 
 #[tokio::test(flavor = "multi_thread")]

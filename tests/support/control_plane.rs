@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::sync::{OnceCell, mpsc};
 
 use super::process::{Process, Scratch, free_port, tool};
+use super::proxy::Proxy;
 use super::wait::eventually_some;
 
 /// How long a server may take to come up, on a machine that does much else.
@@ -93,7 +94,12 @@ impl ControlPlane {
 
     /// `https://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}", self.addr())
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// A fresh namespace, ready for pods.
@@ -250,10 +256,24 @@ impl Namespace {
             .await
             .unwrap_or_else(|error| panic!("no token for service account {account}: {error}"));
         let token = made.status.expect("a token request is answered with a token").token;
-        let mut config: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(&self.kubeconfig).expect("it is ours")).expect("we wrote JSON");
-        config["users"][0]["user"] = json!({"token": token});
-        let path = self.folder.join(format!("kubeconfig-{account}"));
+        self.another_kubeconfig(account, |config| config["users"][0]["user"] = json!({"token": token}))
+    }
+
+    /// A kubeconfig whose way to the API server leads through a proxy.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn proxied_kubeconfig(&self, proxy: &Proxy) -> PathBuf {
+        let server = proxy.url("https");
+        let name = format!("proxy-{}", proxy.addr().port());
+        self.another_kubeconfig(&name, |config| config["clusters"][0]["cluster"]["server"] = json!(server))
+    }
+
+    fn another_kubeconfig(&self, name: &str, change: impl FnOnce(&mut serde_json::Value)) -> PathBuf {
+        let text = std::fs::read(&self.kubeconfig).expect("it is ours");
+        let mut config = serde_json::from_slice(&text).expect("we wrote JSON");
+        change(&mut config);
+        let path = self.folder.join(format!("kubeconfig-{name}"));
         std::fs::write(&path, config.to_string()).expect("a file in our folder");
         path
     }
@@ -306,8 +326,10 @@ fn start_etcd(bin: &Path, folder: &Scratch) -> Process {
 async fn start_apiserver_on_a_free_port(bin: &Path, folder: &Scratch) -> (u16, Process) {
     let begin = Instant::now();
     let (mut port, mut process) = (0, None);
-    // It writes its certificate early, and finds out a little later that a port is taken.
-    while !folder.join("certs/apiserver.crt").exists() || process.is_none() {
+    // It writes its certificate early, and finds out a little later that a port is taken. First comes the certificate, then its
+    // key: once that is there, the certificate is whole. Who reads a half of it trusts nobody.
+    let has_key = || std::fs::metadata(folder.join("certs/apiserver.key")).is_ok_and(|file| file.len() > 0);
+    while !has_key() || process.is_none() {
         let running: &mut Process = process.get_or_insert_with(|| {
             port = free_port();
             launch_apiserver(bin, folder, port)

@@ -54,7 +54,6 @@ pub struct Replica {
     operator: tokio::sync::Mutex<Option<Operator>>,
     base: Mutex<String>,
     logs: PathBuf,
-    _folder: Scratch,
 }
 
 impl World {
@@ -146,12 +145,8 @@ impl Replica {
         logs: &Path,
     ) -> Self {
         let nats = Proxy::start(format!("127.0.0.1:{}", server.port())).await;
-        let real = plane.url();
-        let kubernetes = Proxy::start(real.trim_start_matches("https://")).await;
-        let folder = Scratch::new("replica");
-        let kubeconfig = folder.join("kubeconfig");
-        let text = std::fs::read_to_string(&namespace.kubeconfig).expect("it is ours");
-        std::fs::write(&kubeconfig, text.replace(&real, &kubernetes.url("https"))).expect("a folder just made");
+        let kubernetes = Proxy::start(plane.addr()).await;
+        let kubeconfig = namespace.proxied_kubeconfig(&kubernetes);
         let mut options = OperatorOptions::kubernetes(server, namespace)
             .nats_url(nats.url("nats"))
             .env("MAX_ACTIVE_CALLS", plan.active_calls())
@@ -164,7 +159,7 @@ impl Replica {
         let operator = Operator::start(options.clone()).await;
         let base = Mutex::new(operator.base().to_owned());
         let operator = tokio::sync::Mutex::new(Some(operator));
-        Self { name, nats, kubernetes, options, operator, base, logs: logs.to_owned(), _folder: folder }
+        Self { name, nats, kubernetes, options, operator, base, logs: logs.to_owned() }
     }
 
     /// Where it serves HTTP.
