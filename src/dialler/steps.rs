@@ -11,7 +11,7 @@ use super::{
     redial,
 };
 use crate::{
-    call::{Call, Change, Outcome, StatusEvent, status::Ended},
+    call::{Call, Change, Ended, IllegalStep, Outcome, StatusEvent},
     job::{Ending, ObservedJob, Phase, build::build},
     log::{Recorded, now},
     queue::{
@@ -136,7 +136,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    fn event(&self, change: Change) -> Result<StatusEvent, crate::call::status::IllegalStep> {
+    fn event(&self, change: Change) -> Result<StatusEvent, IllegalStep> {
         match &self.last {
             Some(last) => last.event.next(change, now()),
             None => {
