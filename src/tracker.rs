@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 use crate::{
-    call::{Change, Outcome, Status, StatusEvent, Verdict, status::Ended},
+    call::{Change, Ended, Outcome, Status, StatusEvent, Verdict},
     job::{Ending, ObservedJob, Phase},
     runner::{Observation, Runner},
 };

@@ -19,7 +19,7 @@ use sipstuff_operator::runner::{Observation, Runner, StartError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::{ControlPlane, Namespace, eventually, eventually_some};
+use crate::support::{ControlPlane, Namespace, eventually, eventually_some, job_defaults};
 
 /// Longest that a controller may take on a machine that does much else.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -43,19 +43,9 @@ fn defaults(namespace: &Namespace) -> JobDefaults {
     JobDefaults {
         namespace: namespace.name.clone(),
         image: "example/caller".to_owned(),
-        sip_secret_name: "sip-credentials".to_owned(),
         ttl_seconds: 0,
-        backoff_limit: 0,
         host_network: false,
-        piper_data_dir: None,
-        whisper_data_dir: None,
-        recording_dir: None,
-        run_as_user: None,
-        run_as_group: None,
-        fs_group: None,
-        node_selector: BTreeMap::new(),
-        deadline_margin: 300,
-        template: None,
+        ..job_defaults()
     }
 }
 

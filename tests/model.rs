@@ -45,8 +45,8 @@ use sipstuff_operator::tracker::Sightings;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::support::NatsServer;
 use crate::support::status::{messages_in, recorded};
+use crate::support::{NatsServer, job_defaults};
 
 /// Attempts that every call may take.
 const MAX_ATTEMPTS: u32 = 2;
@@ -339,26 +339,6 @@ fn story<'a>(events: impl Iterator<Item = &'a StatusEvent>) -> String {
     events.map(line).collect()
 }
 
-fn defaults() -> JobDefaults {
-    JobDefaults {
-        namespace: "calls".to_owned(),
-        image: "example/caller".to_owned(),
-        sip_secret_name: "sip-credentials".to_owned(),
-        ttl_seconds: 0,
-        backoff_limit: 0,
-        host_network: false,
-        piper_data_dir: None,
-        whisper_data_dir: None,
-        recording_dir: None,
-        run_as_user: None,
-        run_as_group: None,
-        fs_group: None,
-        node_selector: BTreeMap::new(),
-        deadline_margin: 300,
-        template: None,
-    }
-}
-
 impl World {
     async fn begin() -> Self {
         let nats = NatsServer::start().await;
@@ -420,7 +400,7 @@ impl World {
             holds: Holds::new(self.client.clone()),
             submitter: self.submitter.clone(),
             dead: DeadLetters::new(self.js.clone(), &self.names),
-            defaults: defaults(),
+            defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
             pace: None,
             presence: Presence::new(self.bucket.clone(), patience),

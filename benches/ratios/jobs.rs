@@ -5,7 +5,6 @@
 //! pending. The clock runs from the moment the first request is published, all of them in one go (raw: from the first
 //! create), until the API server has all Jobs. Before the next turn the controllers have come to rest.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
@@ -19,7 +18,7 @@ use sipstuff_operator::job::{JobDefaults, build::build};
 use super::load::Samples;
 use super::report::{Expected, Row};
 use super::requests;
-use super::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions};
+use super::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions, job_defaults};
 
 /// Jobs in a round.
 pub(crate) const COUNT: usize = 1000;
@@ -70,7 +69,7 @@ async fn by_operator(namespace: &Namespace, count: usize) -> f64 {
 }
 
 async fn by_creates(namespace: &Namespace, count: usize) -> (f64, Samples) {
-    let defaults = defaults(&namespace.name);
+    let defaults = JobDefaults { namespace: namespace.name.clone(), ..job_defaults() };
     let jobs: Api<Job> = namespace.api();
     let post = PostParams { field_manager: Some("sipstuff-operator".to_owned()), ..PostParams::default() };
     let orders: Vec<Job> = (0..count).map(|number| build(&requests::call(number), 1, &defaults).job).collect();
@@ -111,25 +110,4 @@ where
 async fn at_rest(namespace: &Namespace, count: usize) {
     until_there::<Pod>(namespace, count).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-}
-
-/// What the operator has when nothing is configured.
-fn defaults(namespace: &str) -> JobDefaults {
-    JobDefaults {
-        namespace: namespace.to_owned(),
-        image: "xomoxcc/somestuff:latest".to_owned(),
-        sip_secret_name: "sip-credentials".to_owned(),
-        ttl_seconds: 3600,
-        backoff_limit: 0,
-        host_network: true,
-        piper_data_dir: None,
-        whisper_data_dir: None,
-        recording_dir: None,
-        run_as_user: None,
-        run_as_group: None,
-        fs_group: None,
-        node_selector: BTreeMap::new(),
-        deadline_margin: 600,
-        template: None,
-    }
 }

@@ -9,7 +9,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
-use sipstuff_operator::call::{Change, Outcome, StatusEvent, status::Ended};
+use sipstuff_operator::call::{Change, Ended, Outcome, StatusEvent};
 use sipstuff_operator::log::StatusLog;
 
 use super::load::{Connection, Samples, memory_kb};

@@ -4,8 +4,7 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::status::{Change, Ended};
-use super::{Call, CallId, Outcome, Status, StatusEvent, validate};
+use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, validate};
 
 fn call() -> Call {
     let body =

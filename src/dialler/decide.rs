@@ -131,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::call::{CallId, Change, Outcome, status::Ended};
+    use crate::call::{CallId, Change, Ended, Outcome};
 
     const HERE: &str = "here";
     const SEQUENCE: u64 = 7;

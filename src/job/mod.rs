@@ -4,6 +4,8 @@ pub mod build;
 pub mod observe;
 #[cfg(test)]
 pub(crate) mod samples;
+#[cfg(test)]
+mod unconfigured;
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::JobDefaults;
+pub(crate) use super::unconfigured::defaults;
 use crate::call::validate::{Announcement, SipSettings};
 use crate::call::{Call, CallId, CallSpec, Fingerprint};
 
@@ -42,25 +42,4 @@ pub(crate) fn spec() -> CallSpec {
 pub(crate) fn call(spec: CallSpec) -> Call {
     let id = CallId::parse("order 4711").expect("a short text is an id");
     Call { name: id.name(), id, fingerprint: Fingerprint::of(b"any"), spec }
-}
-
-/// The operator without any configuration.
-pub(crate) fn defaults() -> JobDefaults {
-    JobDefaults {
-        namespace: "sipstuff".to_owned(),
-        image: "xomoxcc/somestuff:latest".to_owned(),
-        sip_secret_name: "sip-credentials".to_owned(),
-        ttl_seconds: 3600,
-        backoff_limit: 0,
-        host_network: true,
-        piper_data_dir: None,
-        whisper_data_dir: None,
-        recording_dir: None,
-        run_as_user: None,
-        run_as_group: None,
-        fs_group: None,
-        node_selector: BTreeMap::new(),
-        deadline_margin: 300,
-        template: None,
-    }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::call::validate::fields::FIELDS;
 use crate::call::validate::fixtures::{Expected, fixtures, with};
 use crate::call::validate::parse;
-use crate::call::{Call, CallId, Change, status::Ended};
+use crate::call::{Call, CallId, Change, Ended};
 
 fn document(name: &str) -> Value {
     all().into_iter().find(|(file, _)| *file == name).unwrap().1

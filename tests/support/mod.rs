@@ -9,6 +9,7 @@
 //! | [`status`] | what the world hears: status events; and HTTP |
 //! | [`proxy`] | a network that can be cut, stalled and slowed |
 //! | [`process`] | what they all share: processes that die with the test process |
+//! | `unconfigured` | what every Job has in common when nothing is configured |
 //! | [`wait`] | waiting for a condition, never for a time |
 
 pub mod control_plane;
@@ -18,7 +19,12 @@ pub mod operator;
 pub mod process;
 pub mod proxy;
 pub mod status;
+#[path = "../../src/job/unconfigured.rs"]
+mod unconfigured;
 pub mod wait;
+
+// `unconfigured` has it from here.
+use sipstuff_operator::job::JobDefaults;
 
 pub use control_plane::{ControlPlane, Namespace};
 pub use nats::{NatsOptions, NatsServer};
@@ -26,4 +32,5 @@ pub use node::{NodeOptions, TestNode};
 pub use operator::{Operator, OperatorOptions};
 pub use proxy::Proxy;
 pub use status::{StatusListener, get_json, post_call, request};
+pub(crate) use unconfigured::defaults as job_defaults;
 pub use wait::{eventually, eventually_some};

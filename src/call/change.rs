@@ -1,0 +1,87 @@
+//! What may happen to a call, with what is learned by it. Apart from the record, [`super::StatusEvent`], which alone says what
+//! of it is kept: whoever observes or decides tells a change and never writes a record's fields.
+
+use jiff::Timestamp;
+
+use super::{Outcome, Status};
+
+/// One step of a call's life, with what is learned by it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Accepted into the queue.
+    Queued,
+    /// Waits until the moment given.
+    Scheduled {
+        /// When the attempt is due.
+        due_at: Timestamp,
+    },
+    /// An attempt is claimed.
+    Pending {
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// Who claims it.
+        cluster: String,
+        /// Where the Job will be.
+        namespace: String,
+        /// The message that claims it.
+        queue_sequence: u64,
+    },
+    /// The pod or process runs.
+    Running {
+        /// Since when.
+        started_at: Timestamp,
+    },
+    /// A cancel was asked for while the Job lived.
+    Cancelling,
+    /// The attempt ended by itself, well or not.
+    Ended(Ended),
+    /// The call ended by a cancel or because its Job was deleted.
+    Cancelled {
+        /// What cancelled it.
+        reason: String,
+    },
+    /// `not_after` passed.
+    Expired,
+    /// It cannot be dialled.
+    Rejected {
+        /// What is wrong, for the caller to read.
+        reason: String,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// What became of it; [`Outcome::Answered`] is the only success.
+    pub outcome: Outcome,
+    /// The last SIP code.
+    pub sip_code: Option<u16>,
+    /// The caller's exit code.
+    pub exit_code: Option<i32>,
+    /// When it ended.
+    pub completed_at: Timestamp,
+    /// Why, where the outcome alone does not say.
+    pub reason: Option<String>,
+    /// The end of the caller's log.
+    pub message: Option<String>,
+    /// Whether another attempt follows; only a failed attempt may be redialled.
+    pub redial: bool,
+}
+
+impl Change {
+    /// The status that this change leads to.
+    pub fn status(&self) -> Status {
+        match self {
+            Change::Queued => Status::Queued,
+            Change::Scheduled { .. } => Status::Scheduled,
+            Change::Pending { .. } => Status::Pending,
+            Change::Running { .. } => Status::Running,
+            Change::Cancelling => Status::Cancelling,
+            Change::Ended(ended) if ended.outcome == Outcome::Answered => Status::Succeeded,
+            Change::Ended(_) => Status::Failed,
+            Change::Cancelled { .. } => Status::Cancelled,
+            Change::Expired => Status::Expired,
+            Change::Rejected { .. } => Status::Rejected,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The record that is appended for each step of a call.
+//!
+//! A [`StatusEvent`] is both: the wire format of `sip.status` and the record of the status log. It can only be made by
+//! [`StatusEvent::first`] and [`StatusEvent::next`], which refuse an illegal step.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Status};
+
+/// One change of a call's state: what `sip.status` carries and the status log holds. Times are RFC 3339 in UTC.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StatusEvent {
+    /// The call's id, as given by the caller or made when it was accepted.
+    pub id: CallId,
+    /// The call's name: the name of its first attempt's Job, and the last token of its status subject.
+    pub name: CallName,
+    /// The Job of the attempt that this event is about; absent before the first attempt is claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// Kubernetes namespace of the Job (for the local runner: the configured name).
+    pub namespace: String,
+    /// The cluster (or machine) that claimed the attempt; absent before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// The state from now on.
+    pub status: Status,
+    /// 1 for the first event of a call, then one more for each.
+    pub revision: u64,
+    /// True only for the last event of the call: a failed attempt with a redial to come is not final.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// Attempt number, from 1; 0 before the first attempt is claimed.
+    pub attempt: u32,
+    /// The batch that the caller named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// The destination that is dialled; absent for a request that could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dest: Option<String>,
+    /// When this change was recorded.
+    pub time: Timestamp,
+    /// When the request entered the queue.
+    pub queued_at: Timestamp,
+    /// When the attempt was claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// When the attempt's pod or process began to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When the attempt ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Timestamp>,
+    /// The request's `not_before`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<Timestamp>,
+    /// The caller's exit code, 0 to 255, where the attempt ended by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// What became of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// The last SIP code that the caller saw (RFC 3261, 100 to 699).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sip_code: Option<u16>,
+    /// Why, in a word or a sentence, where the state alone does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The container's termination message: the end of the caller's log, at most 4096 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The caller's own `metadata`, echoed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Hash of the request, passwords left out: the same id with another one is a conflict.
+    pub fingerprint: Fingerprint,
+    /// Sequence in the queue's stream of the message that claimed the attempt: tells a redelivery from a double publish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_sequence: Option<u64>,
+    /// How many attempts the call may take.
+    pub max_attempts: u32,
+}
+
+impl StatusEvent {
+    /// The first event of a call.
+    ///
+    /// # Errors
+    /// [`IllegalStep`] when a call cannot begin with this change.
+    pub fn first(
+        call: &Call,
+        namespace: &str,
+        queued_at: Timestamp,
+        change: Change,
+        now: Timestamp,
+    ) -> Result<Self, IllegalStep> {
+        let blank = Self {
+            id: call.id.clone(),
+            name: call.name.clone(),
+            namespace: namespace.to_owned(),
+            batch: call.spec.batch.clone(),
+            dest: Some(call.spec.dest.clone()),
+            metadata: call.spec.metadata.clone(),
+            not_before: call.spec.not_before,
+            fingerprint: call.fingerprint.clone(),
+            max_attempts: call.spec.max_attempts(),
+            ..Self::blank(queued_at)
+        };
+        blank.apply(None, change, now)
+    }
+
+    /// The only event of a call whose request could not be read but whose id could.
+    pub fn rejected(
+        id: CallId,
+        fingerprint: Fingerprint,
+        namespace: &str,
+        queued_at: Timestamp,
+        reason: String,
+        now: Timestamp,
+    ) -> Self {
+        let blank =
+            Self { name: id.name(), id, fingerprint, namespace: namespace.to_owned(), ..Self::blank(queued_at) };
+        blank.apply(None, Change::Rejected { reason }, now).expect("a call may begin with `rejected`")
+    }
+
+    /// The event that follows this one.
+    ///
+    /// # Errors
+    /// [`IllegalStep`] when this event is final, or the step is not in the diagram.
+    pub fn next(&self, change: Change, now: Timestamp) -> Result<Self, IllegalStep> {
+        if self.is_final {
+            return Err(IllegalStep { from: Some(self.status), to: change.status() });
+        }
+        self.clone().apply(Some(self.status), change, now)
+    }
+
+    /// A queued call for tests of what is decided by an event.
+    #[cfg(test)]
+    pub(crate) fn sample(id: CallId, fingerprint: Fingerprint, now: Timestamp, max_attempts: u32) -> Self {
+        let blank = Self { name: id.name(), id, fingerprint, max_attempts, ..Self::blank(now) };
+        blank.apply(None, Change::Queued, now).expect("a call may begin with `queued`")
+    }
+
+    fn apply(mut self, from: Option<Status>, change: Change, now: Timestamp) -> Result<Self, IllegalStep> {
+        let to = change.status();
+        if !to.may_follow(from) {
+            return Err(IllegalStep { from, to });
+        }
+        self.status = to;
+        self.revision += 1;
+        self.time = now;
+        self.is_final = to.always_final() || matches!(&change, Change::Ended(ended) if !ended.redial);
+        self.due_at = None;
+        self.learn(change, now);
+        Ok(self)
+    }
+
+    fn learn(&mut self, change: Change, now: Timestamp) {
+        match change {
+            Change::Queued | Change::Cancelling => {}
+            Change::Scheduled { due_at } => self.due_at = Some(due_at),
+            Change::Pending { attempt, cluster, namespace, queue_sequence } => {
+                self.forget_attempt();
+                self.attempt = attempt;
+                self.job = Some(self.name.job(attempt));
+                self.cluster = Some(cluster);
+                self.namespace = namespace;
+                self.queue_sequence = Some(queue_sequence);
+                self.created_at = Some(now);
+            }
+            Change::Running { started_at } => self.started_at = Some(started_at),
+            Change::Ended(ended) => {
+                self.outcome = Some(ended.outcome);
+                self.sip_code = ended.sip_code;
+                self.exit_code = ended.exit_code;
+                self.completed_at = Some(ended.completed_at);
+                self.reason = ended.reason;
+                self.message = ended.message;
+            }
+            Change::Cancelled { reason } | Change::Rejected { reason } => {
+                self.reason = Some(reason);
+                self.completed_at = Some(now);
+            }
+            Change::Expired => {
+                self.reason = Some("not_after passed before the call was dialled".to_owned());
+                self.completed_at = Some(now);
+            }
+        }
+    }
+
+    /// What was known of the attempt before is not true of the next one.
+    fn forget_attempt(&mut self) {
+        self.started_at = None;
+        self.completed_at = None;
+        self.exit_code = None;
+        self.outcome = None;
+        self.sip_code = None;
+        self.reason = None;
+        self.message = None;
+    }
+
+    fn blank(queued_at: Timestamp) -> Self {
+        Self {
+            id: CallId::default(),
+            name: CallName::default(),
+            job: None,
+            namespace: String::new(),
+            cluster: None,
+            status: Status::Queued,
+            revision: 0,
+            is_final: false,
+            attempt: 0,
+            batch: None,
+            dest: None,
+            time: queued_at,
+            queued_at,
+            created_at: None,
+            started_at: None,
+            completed_at: None,
+            not_before: None,
+            due_at: None,
+            exit_code: None,
+            outcome: None,
+            sip_code: None,
+            reason: None,
+            message: None,
+            metadata: BTreeMap::new(),
+            fingerprint: Fingerprint::default(),
+            queue_sequence: None,
+            max_attempts: 1,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What every Job has in common, as people set it and as the Job builder takes it. In a file of its own with the two things of
+//! the machine that it is made of: the template's file, and the namespace that a pod finds itself in.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::Args;
+
+use super::{
+    BadSetting,
+    values::{namespace_name, not_empty, secret_name, selector, truth, whole},
+};
+use crate::job::{JobDefaults, build::parse_template};
+
+/// Where a pod finds the namespace of its service account.
+const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+/// The namespace when nothing names one.
+const DEFAULT_NAMESPACE: &str = "sipstuff";
+
+/// What every Job has in common.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Jobs")]
+pub struct JobArgs {
+    /// Namespace of the Jobs; by default the service account's, else sipstuff
+    #[arg(long, env = "JOB_NAMESPACE", global = true, value_parser = namespace_name)]
+    pub job_namespace: Option<String>,
+    /// Image of the caller
+    #[arg(long, env = "JOB_IMAGE", default_value = "xomoxcc/somestuff:latest", global = true, value_parser = not_empty)]
+    pub job_image: String,
+    /// Secret with SIP_SERVER, SIP_USER, SIP_PASSWORD and the like, used for what a request does not give
+    #[arg(long, env = "SIP_SECRET_NAME", default_value = "sip-credentials", global = true, value_parser = secret_name)]
+    pub sip_secret_name: String,
+    /// Seconds that a finished Job is kept once its outcome is recorded
+    #[arg(long, env = "JOB_TTL_SECONDS", default_value_t = 3600, global = true, value_parser = whole(0_i32..=i32::MAX))]
+    pub job_ttl_seconds: i32,
+    /// How often Kubernetes starts a failed pod again within one attempt
+    #[arg(long, env = "JOB_BACKOFF_LIMIT", default_value_t = 0, global = true, value_parser = whole(0_i32..=i32::MAX))]
+    pub job_backoff_limit: i32,
+    /// Whether pods use the host's network, as SIP behind NAT often needs
+    #[arg(long, env = "JOB_HOST_NETWORK", default_value = "true", global = true, value_parser = truth, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub job_host_network: bool,
+    /// Seconds added to the longest the conversation can last; together they are the Job's deadline
+    #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
+    pub job_deadline_margin_seconds: u32,
+    /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
+    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_name = "FILE")]
+    pub job_template_file: Option<PathBuf>,
+    /// Directory of the hosts with text-to-speech models
+    #[arg(long, env = "PIPER_DATA_DIR", global = true, value_name = "DIR")]
+    pub piper_data_dir: Option<String>,
+    /// Directory of the hosts with speech-to-text models
+    #[arg(long, env = "WHISPER_DATA_DIR", global = true, value_name = "DIR")]
+    pub whisper_data_dir: Option<String>,
+    /// Directory of the hosts for recordings
+    #[arg(long, env = "RECORDING_DIR", global = true, value_name = "DIR")]
+    pub recording_dir: Option<String>,
+    /// User id of the caller's process
+    #[arg(long, env = "RUN_AS_USER", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
+    pub run_as_user: Option<i64>,
+    /// Group id of the caller's process
+    #[arg(long, env = "RUN_AS_GROUP", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
+    pub run_as_group: Option<i64>,
+    /// Group id of the volumes
+    #[arg(long, env = "FS_GROUP", global = true, value_parser = whole(0..=i64::from(u32::MAX)))]
+    pub fs_group: Option<i64>,
+    /// Labels of the nodes that may run Jobs, `key=value,key2=value2`; a request's `node_selector` replaces it
+    #[arg(long, env = "NODE_SELECTOR", global = true, value_parser = selector, value_name = "K=V,…")]
+    pub default_node_selector: Option<Selector>,
+}
+
+/// `nodeSelector` of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selector(pub BTreeMap<String, String>);
+
+impl JobArgs {
+    /// As the Job builder takes them.
+    ///
+    /// # Errors
+    /// [`BadSetting`]: the template file cannot be read or is no partial Job; the text names the variable and the file.
+    pub fn defaults(&self) -> Result<JobDefaults, BadSetting> {
+        let Self {
+            job_namespace,
+            job_image,
+            sip_secret_name,
+            job_ttl_seconds,
+            job_backoff_limit,
+            job_host_network,
+            job_deadline_margin_seconds,
+            job_template_file,
+            piper_data_dir,
+            whisper_data_dir,
+            recording_dir,
+            run_as_user,
+            run_as_group,
+            fs_group,
+            default_node_selector,
+        } = self.clone();
+        let template = job_template_file.map(|path| {
+            let named = |error: String| BadSetting(format!("JOB_TEMPLATE_FILE {}: {error}", path.display()));
+            let text = std::fs::read_to_string(&path).map_err(|error| named(error.to_string()))?;
+            parse_template(&text).map_err(named)
+        });
+        Ok(JobDefaults {
+            namespace: job_namespace.unwrap_or_else(own_namespace),
+            image: job_image,
+            sip_secret_name,
+            ttl_seconds: job_ttl_seconds,
+            backoff_limit: job_backoff_limit,
+            host_network: job_host_network,
+            piper_data_dir,
+            whisper_data_dir,
+            recording_dir,
+            run_as_user,
+            run_as_group,
+            fs_group,
+            node_selector: default_node_selector.unwrap_or_default().0,
+            deadline_margin: job_deadline_margin_seconds,
+            template: template.transpose()?,
+        })
+    }
+}
+
+fn own_namespace() -> String {
+    let text = std::fs::read_to_string(NAMESPACE_FILE).unwrap_or_default();
+    let name = text.trim();
+    if name.is_empty() { DEFAULT_NAMESPACE.to_owned() } else { name.to_owned() }
+}

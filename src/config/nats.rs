@@ -1,0 +1,70 @@
+//! How to reach NATS, as people set it and as the queue takes it: side by side, so that a setting that is added to the one is
+//! seen to be missing in the other.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use secrecy::SecretString;
+
+use crate::queue::NatsSettings;
+
+/// How to reach NATS.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "NATS")]
+pub struct NatsArgs {
+    /// Address of nats-server 2.12 or newer; several, separated by commas
+    #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", global = true, hide_env_values = true)]
+    pub nats_url: String,
+    /// Credentials file (JWT and seed)
+    #[arg(long, env = "NATS_CREDS_FILE", global = true, value_name = "FILE")]
+    pub nats_creds_file: Option<PathBuf>,
+    /// File with an nkey seed
+    #[arg(long, env = "NATS_NKEY_FILE", global = true, value_name = "FILE")]
+    pub nats_nkey_file: Option<PathBuf>,
+    /// User name, with NATS_PASSWORD
+    #[arg(long, env = "NATS_USER", global = true, requires = "nats_password")]
+    pub nats_user: Option<String>,
+    /// Password of NATS_USER
+    #[arg(long, env = "NATS_PASSWORD", global = true, hide_env_values = true)]
+    pub nats_password: Option<SecretString>,
+    /// Token
+    #[arg(long, env = "NATS_TOKEN", global = true, hide_env_values = true)]
+    pub nats_token: Option<SecretString>,
+    /// PEM file of the certificate authority; asks for TLS
+    #[arg(long, env = "NATS_CA_FILE", global = true, value_name = "FILE")]
+    pub nats_ca_file: Option<PathBuf>,
+    /// PEM file of a client certificate, with NATS_KEY_FILE
+    #[arg(long, env = "NATS_CERT_FILE", global = true, value_name = "FILE")]
+    pub nats_cert_file: Option<PathBuf>,
+    /// PEM file of the client certificate's key
+    #[arg(long, env = "NATS_KEY_FILE", global = true, value_name = "FILE")]
+    pub nats_key_file: Option<PathBuf>,
+}
+
+impl NatsArgs {
+    /// As the queue takes them.
+    pub fn settings(&self) -> NatsSettings {
+        let Self {
+            nats_url,
+            nats_creds_file,
+            nats_nkey_file,
+            nats_user,
+            nats_password,
+            nats_token,
+            nats_ca_file,
+            nats_cert_file,
+            nats_key_file,
+        } = self.clone();
+        NatsSettings {
+            url: nats_url,
+            creds_file: nats_creds_file,
+            nkey_file: nats_nkey_file,
+            user: nats_user,
+            password: nats_password,
+            token: nats_token,
+            ca_file: nats_ca_file,
+            cert_file: nats_cert_file,
+            key_file: nats_key_file,
+        }
+    }
+}

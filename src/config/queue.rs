@@ -1,0 +1,58 @@
+//! The limits of the queue and the status log, as people set them and as the streams take them: side by side, since some are
+//! the streams' and some are kept by others.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values::{orphan_after, rate, retention, whole};
+use crate::queue::{Names, StreamSettings};
+
+/// The queue and the status log.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Queue")]
+pub struct QueueArgs {
+    /// Most calls in progress at once, over all replicas (1 to 100000)
+    #[arg(long, env = "MAX_ACTIVE_CALLS", default_value_t = 100, global = true, value_parser = whole(1_u32..=100_000))]
+    pub max_active_calls: u32,
+    /// Most calls begun per second, over all replicas, evenly spaced; fractions allowed. 0: no limit
+    #[arg(long, env = "CALLS_PER_SECOND", default_value = "0", global = true, value_parser = rate)]
+    pub calls_per_second: f64,
+    /// How long another cluster must not have been heard of until the calls that it had claimed are given up; at least 120 s
+    #[arg(long, env = "ORPHAN_AFTER", default_value = "18h", global = true, value_parser = orphan_after)]
+    pub orphan_after: Duration,
+    /// How long a call's records are kept after its last change, or after the moment it waits for; at least 24h
+    #[arg(long, env = "STATUS_RETENTION", default_value = "72h", global = true, value_parser = retention)]
+    pub status_retention: Duration,
+    /// Copies of each stream in a NATS cluster (1 to 5)
+    #[arg(long, env = "NATS_REPLICAS", default_value_t = 1, global = true, value_parser = whole(1_u8..=5))]
+    pub nats_replicas: u8,
+    /// Most messages in the queue; it refuses more. -1: no limit
+    #[arg(long, env = "QUEUE_MAX_MESSAGES", default_value_t = 1_000_000, global = true, allow_negative_numbers = true, value_parser = whole(-1_i64..=i64::MAX))]
+    pub queue_max_messages: i64,
+    /// Most bytes in the queue; it refuses more. -1: no limit
+    #[arg(long, env = "QUEUE_MAX_BYTES", default_value_t = -1, global = true, allow_negative_numbers = true, value_parser = whole(-1_i64..=i64::MAX))]
+    pub queue_max_bytes: i64,
+}
+
+impl QueueArgs {
+    /// As the queue takes them.
+    pub fn settings(&self) -> StreamSettings {
+        let Self {
+            max_active_calls,
+            calls_per_second: _,
+            orphan_after: _,
+            status_retention: _,
+            nats_replicas,
+            queue_max_messages,
+            queue_max_bytes,
+        } = *self;
+        StreamSettings {
+            names: Names::default(),
+            replicas: usize::from(nats_replicas),
+            queue_max_messages,
+            queue_max_bytes,
+            max_active_calls: i64::from(max_active_calls),
+        }
+    }
+}
