@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::{
-    HeaderMap,
+    HeaderMap, HeaderName,
     jetstream::{
         Context,
         context::{PublishError, PublishErrorKind},
@@ -163,17 +163,21 @@ fn refusal(error: PublishError) -> AppendError {
 
 /// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).
 fn headers(event: &StatusEvent) -> HeaderMap {
+    let name = HeaderName::from_static;
+    let source = event.cluster.as_deref().map_or("/sipstuff-operator".to_owned(), source_of);
     let mut headers = HeaderMap::new();
-    let source =
-        event.cluster.as_deref().map_or("/sipstuff-operator".to_owned(), |c| format!("/sipstuff-operator/{c}"));
-    headers.insert("ce-specversion", "1.0");
-    headers.insert("ce-id", format!("{}/{}", event.name, event.revision).as_str());
-    headers.insert("ce-source", source.replace(|c: char| c.is_control() || c == ' ', "-").as_str());
-    headers.insert("ce-type", format!("sipstuff.call.{}", event.status).as_str());
-    headers.insert("ce-subject", event.name.as_str());
-    headers.insert("ce-time", event.time.to_string().as_str());
-    headers.insert("content-type", "application/json");
+    headers.insert(name("ce-specversion"), "1.0");
+    headers.insert(name("ce-id"), format!("{}/{}", event.name, event.revision));
+    headers.insert(name("ce-source"), source);
+    headers.insert(name("ce-type"), format!("sipstuff.call.{}", event.status));
+    headers.insert(name("ce-subject"), event.name.as_str());
+    headers.insert(name("ce-time"), event.time.to_string());
+    headers.insert(name("content-type"), "application/json");
     headers
+}
+
+fn source_of(cluster: &str) -> String {
+    format!("/sipstuff-operator/{}", cluster.replace(|c: char| c.is_control() || c == ' ', "-"))
 }
 
 /// One line per change of state, with what a person looks for; outside of any span, which would say half of it again.

@@ -46,11 +46,15 @@ fn the_smallest_request_gets_the_defaults_of_the_contract() {
     assert!(!spec.transcribe && !spec.verbose && spec.node_selector.is_none() && spec.metadata.is_empty());
 }
 
+fn canonical_form(spec: &CallSpec) -> Value {
+    serde_json::from_slice(&canonical::form(spec)).unwrap()
+}
+
 #[test]
 fn every_field_arrives_where_it_belongs() {
     let parsed = parse(everything().to_string().as_bytes()).unwrap();
     assert_eq!(parsed.id.unwrap().as_str(), "order-7");
-    let (mut arrived, mut sent) = (json!(parsed.spec), everything());
+    let (mut arrived, mut sent) = (canonical_form(&parsed.spec), everything());
     let sent = sent.as_object_mut().unwrap();
     let sip = arrived.as_object_mut().unwrap().remove("sip").unwrap();
     for (name, value) in sip.as_object().unwrap() {
@@ -200,7 +204,7 @@ fn the_wire_model_hides_passwords_when_it_is_debugged() {
     assert!(!format!("{request:?}").contains("hunter2"));
     assert_eq!(serde_json::to_value(&request).unwrap(), json!({"sip_password": "hunter2", "turn_password": "hunter2"}));
     let spec = spec(&json!({"sip_password": "hunter2", "turn_password": "hunter2"}));
-    assert!(!format!("{spec:?} {}", json!(spec)).contains("hunter2"));
+    assert!(!format!("{spec:?} {}", canonical_form(&spec)).contains("hunter2"));
 }
 
 #[test]
