@@ -144,7 +144,7 @@ async fn a_replica_whose_api_server_is_silent_leaves_the_calls_to_the_other() {
 /// A Job without a TTL stays until its outcome is in the log, however long nobody could write there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_gets_its_ttl_when_its_end_is_recorded_and_not_before() {
-    let stage = Stage::cluster(1.0).await;
+    let stage = Stage::cluster(4.0).await;
     let mut operator = stage.operator().await;
     let id = running(&stage, "kept", 1).await.remove(0);
     let jobs = stage.namespace().api::<Job>();
@@ -160,12 +160,9 @@ async fn a_job_gets_its_ttl_when_its_end_is_recorded_and_not_before() {
     assert_eq!(spec_and_status().await.0.ttl_seconds_after_finished, None);
     stage.nats.restart().await;
     operator.ready().await;
-    eventually("it has a TTL", PATIENCE, async || {
-        let ttl = spec_and_status().await.0.ttl_seconds_after_finished;
-        ttl.is_some() && stage.state(&id).await.is_some_and(|event| event.is_final)
-    })
-    .await;
-    assert_eq!(spec_and_status().await.0.ttl_seconds_after_finished, Some(3600));
+    let ttl = async || spec_and_status().await.0.ttl_seconds_after_finished;
+    eventually("it has a TTL", PATIENCE, async || ttl().await == Some(3600)).await;
+    assert!(stage.state(&id).await.expect("the log is there").is_final);
     all_end_once(&stage, &[id]).await;
 }
 

@@ -102,16 +102,22 @@ impl Phase {
     }
 }
 
-/// Whether the Job succeeded, with the condition that says so; `None` before its end.
+/// Whether the Job succeeded, with the condition that says so; `None` before its end. One that fails while it is being deleted
+/// (with its pods first, `--cascade=foreground`) fails by that, and has no end of its own: it will be gone.
 fn end(job: &Job) -> Option<(bool, &JobCondition)> {
     let conditions = job.status.as_ref()?.conditions.as_deref()?;
     conditions.iter().filter(|condition| condition.status == "True").find_map(|condition| {
         match condition.type_.as_str() {
             "Complete" => Some((true, condition)),
-            "Failed" => Some((false, condition)),
+            "Failed" if !failed_by_deletion(job, condition) => Some((false, condition)),
             _ => None,
         }
     })
+}
+
+fn failed_by_deletion(job: &Job, failed: &JobCondition) -> bool {
+    let failed_at = failed.last_transition_time.as_ref();
+    job.metadata.deletion_timestamp.as_ref().is_some_and(|deleted_at| failed_at.is_none_or(|at| at.0 >= deleted_at.0))
 }
 
 /// When the Job controller took the Job up; the nearest that a Job itself says of its pod's start.

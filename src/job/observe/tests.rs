@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::*;
@@ -74,6 +75,21 @@ fn the_phase_follows_the_status() {
         assert_eq!(Phase::of(&job(status.clone())), expected, "{status}");
     }
     assert_eq!(Phase::of(&Job::default()), Phase::Waiting);
+}
+
+#[test]
+fn a_job_that_fails_while_it_is_deleted_has_no_end_of_its_own() {
+    let deleted = |status: Value, at: &str| {
+        let mut job = job(status);
+        job.metadata.deletion_timestamp = Some(Time(time(at)));
+        Phase::of(&job)
+    };
+    let fails_at_seven = || failed("BackoffLimitExceeded", "");
+    for at in ["2026-06-01T10:06:00Z", "2026-06-01T10:07:00Z"] {
+        assert_eq!(deleted(fails_at_seven(), at), Phase::Waiting, "{at}");
+        assert_eq!(deleted(complete(), at), Phase::Finished { succeeded: true }, "{at}");
+    }
+    assert_eq!(deleted(fails_at_seven(), "2026-06-01T10:07:01Z"), Phase::Finished { succeeded: false });
 }
 
 #[test]
