@@ -125,6 +125,12 @@ fn is_missing(error: &GetStreamError) -> bool {
 /// # Errors
 /// [`Away`] with the server's words.
 pub async fn bucket(jetstream: &Context, settings: &StreamSettings) -> Result<kv::Store, Away> {
+    let present = jetstream.get_key_value(&settings.names.bucket).await;
+    if let Ok(present) = present
+        && present.stream.cached_info().config.num_replicas == settings.replicas
+    {
+        return Ok(present);
+    }
     let config = kv::Config {
         bucket: settings.names.bucket.clone(),
         description: "what the replicas of the operator share".to_owned(),
