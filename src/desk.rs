@@ -1,6 +1,7 @@
 //! What the outside may ask for (accept a call, find one, page through them, how are you), in the core's own terms: the
 //! HTTP side knows this and nothing of NATS.
 
+mod accept;
 mod cancel;
 
 use std::sync::{
@@ -9,20 +10,17 @@ use std::sync::{
 };
 
 use async_nats::{Client, connection::State};
-use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use crate::{
-    call::{Call, CallId, CallName, Change, Status, StatusEvent, validate::Parsed},
+    call::{CallId, CallName, Status, StatusEvent},
     jobs::{JobView, Key},
-    log::{AppendError, StatusLog, now},
-    queue::{
-        control::QueueState,
-        submit::{Labels, PublishRefusal, Submitter},
-    },
+    log::StatusLog,
+    queue::{control::QueueState, submit::Submitter},
 };
 
 pub use crate::queue::Away;
+pub use accept::{Accepted, SubmitError};
 pub use cancel::BatchCancel;
 
 /// Records read from the log at once for one page.
@@ -48,34 +46,6 @@ pub struct Parts {
     pub view: JobView,
     /// Namespace of the Jobs.
     pub namespace: String,
-}
-
-/// A call that was accepted durably.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// Its present state.
-    pub event: StatusEvent,
-    /// False when the same id and request had been accepted before.
-    pub fresh: bool,
-}
-
-/// Why a call was not accepted.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SubmitError {
-    /// The id belongs to another request.
-    #[error(
-        "id `{0}` was used for another request; the first call is untouched. Use a new id, or send the same request"
-    )]
-    Conflict(String),
-    /// The queue is full.
-    #[error("the queue is full: {0}")]
-    Full(String),
-    /// The request does not fit into a message.
-    #[error("the request is larger than a message may be: {0}")]
-    TooLarge(String),
-    /// NATS does not answer.
-    #[error(transparent)]
-    Away(#[from] Away),
 }
 
 /// Which calls to list.
@@ -150,25 +120,6 @@ impl Desk {
         self.parts.get().map_or(0, |parts| parts.view.count_of(status))
     }
 
-    /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
-    /// when the request has none.
-    ///
-    /// # Errors
-    /// [`SubmitError`]; nothing was accepted then (or, after [`SubmitError::Away`], perhaps), and the same request with the same
-    /// id may be sent again.
-    pub async fn submit(
-        &self,
-        parsed: Parsed,
-        body: Bytes,
-        idempotency_key: Option<CallId>,
-    ) -> Result<Accepted, SubmitError> {
-        let parts = self.parts()?;
-        let given = parsed.id.or(idempotency_key);
-        let is_new = given.is_none();
-        let call = Call::new(given.unwrap_or_else(CallId::fresh), parsed.spec);
-        if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
-    }
-
     /// The present state of a call, by the name of any of its Jobs or by its id.
     ///
     /// # Errors
@@ -235,44 +186,6 @@ fn had_attempt(event: &StatusEvent, job: &str) -> bool {
 }
 
 impl Parts {
-    /// The request first, then the record that it is queued: a refused request leaves nothing behind, and a record that gets
-    /// lost is made up for by whoever dials.
-    async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, SubmitError> {
-        let queued_at = now();
-        let labels = Labels { id: &call.id, attempt: 1, queued_at };
-        let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
-            .map_err(|illegal| Away(illegal.to_string()))?;
-        self.submitter.publish(labels, body).await?;
-        match self.log.append(queued.clone(), 0).await {
-            Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
-            Err(AppendError::Stale) => {
-                Ok(Accepted { event: self.unless_conflict(call).await?.unwrap_or(queued), fresh: true })
-            }
-            Err(AppendError::Away(away)) => {
-                tracing::debug!(%away, "the record of a queued call got no answer; it is in the queue");
-                Ok(Accepted { event: queued, fresh: true })
-            }
-        }
-    }
-
-    /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
-    /// first answer may have been lost on the way, and the dialler drops the second message.
-    async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, SubmitError> {
-        let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
-        if event.status == Status::Queued {
-            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at };
-            self.submitter.publish(labels, body).await?;
-        }
-        Ok(Accepted { event, fresh: false })
-    }
-
-    async fn unless_conflict(&self, call: &Call) -> Result<Option<StatusEvent>, SubmitError> {
-        match self.log.last(&call.name).await? {
-            Some(last) if last.event.fingerprint != call.fingerprint => Err(SubmitError::Conflict(call.id.to_string())),
-            last => Ok(last.map(|last| last.event)),
-        }
-    }
-
     async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Away> {
         let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.at(*sequence).await) });
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
@@ -289,15 +202,5 @@ impl Parts {
     /// `None` when the record has expired meanwhile.
     async fn at(&self, sequence: u64) -> Result<Option<StatusEvent>, Away> {
         Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
-    }
-}
-
-impl From<PublishRefusal> for SubmitError {
-    fn from(refusal: PublishRefusal) -> Self {
-        match refusal {
-            PublishRefusal::Full(words) => Self::Full(words),
-            PublishRefusal::TooLarge(words) => Self::TooLarge(words),
-            PublishRefusal::Away(away) => Self::Away(away),
-        }
     }
 }

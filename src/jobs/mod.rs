@@ -1,0 +1,159 @@
+//! The job view: which calls there are, newest first, and where the log holds their last state.
+//!
+//! It is an index, not a copy: a call costs about two hundred bytes here whatever its record holds, and a record that is
+//! shown is read from the log at that moment, so that a view that lags shows no stale state.
+
+mod index;
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, pull::OrderedConfig},
+};
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::{
+    call::{CallName, Status},
+    log::{StatusLog, now},
+    queue::Away,
+    retry,
+};
+
+use index::Index;
+pub use index::Key;
+
+/// How often expired calls are dropped from the view.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// What the view needs of an event.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Brief {
+    /// The call.
+    pub name: CallName,
+    /// Its present Job.
+    pub job: Option<String>,
+    /// Its state.
+    pub status: Status,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// When this state was recorded.
+    pub time: Timestamp,
+    /// Its `not_before`: its records are kept from then on.
+    pub not_before: Option<Timestamp>,
+    /// Its batch.
+    pub batch: Option<String>,
+}
+
+/// Which calls there are.
+#[derive(Clone, Default)]
+pub struct JobView {
+    index: Arc<RwLock<Index>>,
+}
+
+impl JobView {
+    /// Takes in an event with its sequence in the log.
+    pub fn take(&self, brief: &Brief, sequence: u64) {
+        self.write().take(brief, sequence);
+    }
+
+    /// Whether everything that was in the log at start has been seen.
+    pub fn is_caught_up(&self) -> bool {
+        self.read().caught_up
+    }
+
+    /// How many calls are known.
+    pub fn count(&self) -> usize {
+        self.read().count()
+    }
+
+    /// How many calls are in a state.
+    pub fn count_of(&self, status: Status) -> usize {
+        self.read().count_of(status)
+    }
+
+    /// Up to `limit` calls older than `before`, newest first, each with where the log has its last record.
+    pub fn page(
+        &self,
+        status: Option<Status>,
+        batch: Option<&str>,
+        before: Option<Key>,
+        limit: usize,
+    ) -> Vec<(Key, u64)> {
+        self.read().page(status, batch, before, limit)
+    }
+
+    /// Drops a call that the log has forgotten, unless it has a newer record by now.
+    pub fn forget(&self, key: Key, sequence: u64) {
+        self.write().forget_at(key, sequence);
+    }
+
+    /// Follows the log for ever: the last record of every call, then every new one. `tell` hears of each.
+    pub async fn follow(self, jetstream: jetstream::Context, log: StatusLog, stream: String, tell: impl Fn(&Brief)) {
+        retry::forever("follow the status log", || self.follow_once(&jetstream, &log, &stream, &tell)).await
+    }
+
+    async fn follow_once(
+        &self,
+        jetstream: &jetstream::Context,
+        log: &StatusLog,
+        stream: &str,
+        tell: &impl Fn(&Brief),
+    ) -> Result<(), Away> {
+        let away = |error: &dyn std::error::Error| Away(crate::queue::submit::describe(error));
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::LastPerSubject,
+            filter_subject: format!("{}.*", log.subject()),
+            ..Default::default()
+        };
+        let consumer = jetstream.create_consumer_on_stream(config, stream).await.map_err(|error| away(&error))?;
+        let mut messages = consumer.messages().await.map_err(|error| away(&error))?;
+        if log.info().await?.state.messages == 0 {
+            self.write().caught_up = true;
+        }
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| away(&error))?;
+            self.take_message(&message, tell);
+        }
+        Err(Away("the stream of status events ended".to_owned()))
+    }
+
+    fn take_message(&self, message: &jetstream::Message, tell: &impl Fn(&Brief)) {
+        let Ok(info) = message.info() else { return };
+        let (sequence, pending) = (info.stream_sequence, info.pending);
+        match serde_json::from_slice::<Brief>(&message.payload) {
+            Ok(brief) => {
+                self.take(&brief, sequence);
+                tell(&brief);
+            }
+            Err(error) => {
+                tracing::warn!(sequence, %error, "a record of the status log cannot be read, it is passed over")
+            }
+        }
+        if pending == 0 && !self.is_caught_up() {
+            self.write().caught_up = true;
+        }
+    }
+
+    /// Drops, for ever, the calls whose records have expired: finals older than `retention`.
+    pub async fn sweep(self, retention: Duration) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            let oldest = now().as_second().saturating_sub(i64::try_from(retention.as_secs()).unwrap_or(i64::MAX));
+            self.write().drop_finals_before(oldest);
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
