@@ -105,21 +105,26 @@ impl Verdict {
 
     fn no_attempt_is_started_twice(&mut self, world: &World) {
         let harmed = world.harmed();
-        let (mut by_us, mut by_kubernetes, mut excused) = (Vec::new(), Vec::new(), 0);
+        let (mut by_us, mut by_kubernetes, mut deleted_unknown, mut unanswered) = (Vec::new(), Vec::new(), 0, 0);
         for (job, starts) in self.stories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
             let jobs: HashSet<&str> = starts.iter().map(|start| start.job_uid.as_str()).collect();
             let unknown_and_deleted = harmed.iter().any(|harmed| harmed.job == *job && !harmed.known_to_run);
+            let last = starts.iter().map(|start| start.at).max().expect("there are two or more");
             match jobs.len() {
+                1 if starts.len() == 2 && world.control_was_upset(last) => unanswered += 1,
                 1 => by_kubernetes.push(job.clone()),
-                _ if unknown_and_deleted => excused += 1,
+                _ if unknown_and_deleted => deleted_unknown += 1,
                 _ => by_us.push(job.clone()),
             }
         }
         self.notes.push(format!(
-            "attempts started again after their Job was deleted before the log knew that it ran: {excused}"
+            "attempts started again after their Job was deleted before the log knew that it ran: {deleted_unknown}"
+        ));
+        self.notes.push(format!(
+            "Jobs for which Kubernetes made a second pod, its API server having died before it answered: {unanswered}"
         ));
         self.expect_none("an attempt was started twice", by_us);
-        self.expect_none("Kubernetes started a second pod for a Job", by_kubernetes);
+        self.expect_none("Kubernetes started a second pod for a Job, although its API server was up", by_kubernetes);
         let claimed: HashSet<&String> =
             self.stories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
         let unclaimed = self.stories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -55,15 +56,19 @@ async fn happen(world: &World, fault: Fault) {
         }
         Kind::KillApiServer => {
             let _alone = world.control.lock().await;
+            let since = Timestamp::now();
             world.plane.kill_apiserver();
             tokio::time::sleep(time / 4).await;
             world.plane.restart_apiserver().await;
+            world.control_was_down(since);
         }
         Kind::KillControllerManager => {
             let _alone = world.control.lock().await;
+            let since = Timestamp::now();
             world.plane.kill_controller_manager();
             tokio::time::sleep(time / 2).await;
             world.plane.restart_controller_manager();
+            world.control_was_down(since);
         }
         Kind::CutNats => replica.nats.cut(),
         Kind::CutKubernetes => replica.kubernetes.cut(),

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use sipstuff_operator::call::StatusEvent;
 
@@ -16,6 +17,9 @@ use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, Te
 
 /// How long a settled Job is kept: longer than anything that is under way may be late.
 const JOB_TTL_SECONDS: u32 = 60;
+
+/// How long after its API server has come back the Job controller may still make up for an answer that it never got.
+const UPSET: SignedDuration = SignedDuration::from_secs(30);
 
 /// Everything that runs.
 pub struct World {
@@ -29,6 +33,8 @@ pub struct World {
     pub client: async_nats::Client,
     /// Jobs that were harmed by hand, each with what the log said of its call before.
     pub harmed: Mutex<Vec<Harmed>>,
+    /// From when until when the API server or the controller manager was down.
+    pub control_down: Mutex<Vec<(Timestamp, Timestamp)>>,
     /// Held while the API server or the controller manager is down.
     pub control: tokio::sync::Mutex<()>,
     /// Held while nats-server is down.
@@ -69,7 +75,7 @@ impl World {
         let a = Replica::start("a", plan, &nats, &plane, &namespace, &logs).await;
         let b = Replica::start("b", plan, &nats, &plane, &namespace, &logs).await;
         let replicas = [a, b];
-        let (harmed, control, queue) = Default::default();
+        let (harmed, control_down, control, queue) = Default::default();
         Self {
             plan,
             begin: Instant::now(),
@@ -80,6 +86,7 @@ impl World {
             replicas,
             client,
             harmed,
+            control_down,
             control,
             queue,
             logs,
@@ -103,6 +110,17 @@ impl World {
 
     pub fn harmed(&self) -> Vec<Harmed> {
         self.harmed.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Notes that the API server or the controller manager was down from `since` until now.
+    pub fn control_was_down(&self, since: Timestamp) {
+        self.control_down.lock().expect("no panic while it is held").push((since, Timestamp::now()));
+    }
+
+    /// Whether the Job controller may have lost the answer to what it did last before that moment.
+    pub fn control_was_upset(&self, at: Timestamp) -> bool {
+        let down = self.control_down.lock().expect("no panic while it is held");
+        down.iter().any(|(since, until)| *since <= at && at <= *until + UPSET)
     }
 
     /// Makes everything well again: what is down comes up, what is slow is fast.
