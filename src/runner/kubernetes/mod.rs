@@ -3,6 +3,7 @@
 
 mod connect;
 mod secret;
+mod trimmed;
 mod trouble;
 mod watch;
 
@@ -15,8 +16,10 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
+use serde::Serialize;
 
 pub use connect::{KubernetesSettings, cluster_is_configured};
+use trimmed::TrimmedJob;
 use trouble::Trouble;
 
 use super::{Observation, Place, Runner, RunnerError, StartError};
@@ -59,7 +62,7 @@ impl KubernetesRunner {
 
     /// The Job as the server has it, made now or by an earlier delivery of the same request.
     async fn create_or_adopt(&self, order: &JobOrder) -> Result<Job, StartError> {
-        match answer(self.jobs.create(&post(), &order.job)).await {
+        match self.create_job(&order.job).await {
             Ok(job) => Ok(job),
             Err(trouble) if trouble.already_exists() => self.adopt(order).await,
             Err(trouble) => Err(trouble.fate()),
@@ -106,14 +109,13 @@ impl KubernetesRunner {
         self.create_secret(secret).await
     }
 
-    /// Asks for the metadata only, so that no answer holds a password: `kube` logs answers that it cannot read.
+    async fn create_job(&self, job: &Job) -> Result<Job, Trouble> {
+        let request = creation(self.jobs.resource_url(), job)?;
+        answer(self.client.request::<TrimmedJob>(request)).await.map(|TrimmedJob(job)| job)
+    }
+
     async fn create_secret(&self, secret: &Secret) -> Result<(), Trouble> {
-        let unsendable = |error: &dyn std::error::Error| Trouble::Unsendable(trouble::story(error));
-        let body = serde_json::to_vec(secret).map_err(|error| unsendable(&error))?;
-        let requests = kube::core::Request::new(self.secrets.resource_url());
-        let mut request = requests.create(&post(), body).map_err(|error| unsendable(&error))?;
-        let metadata_only = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-        request.headers_mut().insert(http::header::ACCEPT, http::HeaderValue::from_static(metadata_only));
+        let request = creation(self.secrets.resource_url(), secret)?;
         answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
     }
 
@@ -164,7 +166,7 @@ impl Runner for KubernetesRunner {
     }
 
     fn observe(&self) -> BoxStream<'static, Observation> {
-        watch::observe(self.jobs.clone())
+        watch::observe(Api::namespaced(self.client.clone(), &self.place.namespace))
     }
 }
 
@@ -196,6 +198,18 @@ fn fingerprint(job: &Job) -> Option<&String> {
 
 fn later(message: String) -> StartError {
     StartError::Later(RunnerError { message, retry_after: None })
+}
+
+/// Asks for the metadata only: of a Job the rest is known, and of a Secret no answer may hold a password, since `kube` logs
+/// answers that it cannot read.
+fn creation<K: Serialize>(url: &str, resource: &K) -> Result<http::Request<Vec<u8>>, Trouble> {
+    let unsendable = |error: &dyn std::error::Error| Trouble::Unsendable(trouble::story(error));
+    let body = serde_json::to_vec(resource).map_err(|error| unsendable(&error))?;
+    let request = kube::core::Request::new(url).create(&post(), body);
+    let mut request = request.map_err(|error| unsendable(&error))?;
+    let metadata_only = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    request.headers_mut().insert(http::header::ACCEPT, http::HeaderValue::from_static(metadata_only));
+    Ok(request)
 }
 
 fn post() -> PostParams {

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use k8s_openapi::api::batch::v1::Job;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::Instant;
 
+use super::trimmed::TrimmedJob;
 use super::trouble;
 use crate::job::{ObservedJob, SELECTOR};
 use crate::retry::Retry;
@@ -23,20 +23,20 @@ const WATCH_SECONDS: u32 = 25;
 const LIST_EVERY: Duration = Duration::from_secs(15 * 60);
 
 /// Follows the Jobs that are ours, for ever.
-pub(super) fn observe(jobs: Api<Job>) -> BoxStream<'static, Observation> {
+pub(super) fn observe(jobs: Api<TrimmedJob>) -> BoxStream<'static, Observation> {
     stream::unfold(Watch::new(jobs), |mut watch| async { Some((watch.next().await, watch)) }).boxed()
 }
 
 struct Watch {
-    jobs: Api<Job>,
-    events: BoxStream<'static, watcher::Result<Event<Job>>>,
+    jobs: Api<TrimmedJob>,
+    events: BoxStream<'static, watcher::Result<Event<TrimmedJob>>>,
     list: Vec<ObservedJob>,
     list_again_at: Instant,
     retry: Retry,
 }
 
 impl Watch {
-    fn new(jobs: Api<Job>) -> Self {
+    fn new(jobs: Api<TrimmedJob>) -> Self {
         let retry = Retry::new(format!("watch the Jobs of {}", jobs.namespace().unwrap_or_default()));
         Self { events: events(&jobs), jobs, list: Vec::new(), list_again_at: Instant::now() + LIST_EVERY, retry }
     }
@@ -58,7 +58,7 @@ impl Watch {
     }
 
     /// Keeps of each Job only what is needed, and of a list nothing before it is complete.
-    fn take(&mut self, event: Event<Job>) -> Option<Observation> {
+    fn take(&mut self, event: Event<TrimmedJob>) -> Option<Observation> {
         match event {
             Event::Init => {
                 self.list.clear();
@@ -66,16 +66,16 @@ impl Watch {
                 None
             }
             Event::InitApply(job) => {
-                self.list.extend(ObservedJob::of(&job));
+                self.list.extend(ObservedJob::of(&job.0));
                 None
             }
             Event::InitDone => Some(Observation::All(std::mem::take(&mut self.list))),
-            Event::Apply(job) => ObservedJob::of(&job).map(Observation::Changed),
-            Event::Delete(job) => ObservedJob::of(&job).map(Observation::Removed),
+            Event::Apply(job) => ObservedJob::of(&job.0).map(Observation::Changed),
+            Event::Delete(job) => ObservedJob::of(&job.0).map(Observation::Removed),
         }
     }
 }
 
-fn events(jobs: &Api<Job>) -> BoxStream<'static, watcher::Result<Event<Job>>> {
+fn events(jobs: &Api<TrimmedJob>) -> BoxStream<'static, watcher::Result<Event<TrimmedJob>>> {
     watcher(jobs.clone(), watcher::Config::default().labels(SELECTOR).timeout(WATCH_SECONDS)).boxed()
 }
