@@ -182,7 +182,8 @@ impl CallSpec {
         (pauses + rounds).ceil() as u32
     }
 
-    /// Hash of what is asked for, see [`canonical`]: equal for two requests that ask for the same.
+    /// Hash of what is asked for with defaults filled in, so that `60` and an absent timeout are the same; without the id, and
+    /// without passwords, which may be rotated between a publish and its retry.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&canonical::form(self))
     }
