@@ -1,36 +1,62 @@
 //! # sipstuff-operator: the map
 //!
 //! ```text
-//!  HTTP POST /call ──► desk ──┐                         sip.schedule.<job> (the server's timers fire into the queue)
+//!  HTTP POST /call ──► api ───┐                         sip.schedule.<job> (the server's timers fire into sip.due)
 //!  any NATS client ───────────┴─► SIP_CALLS (work queue, subject sip.calls)
-//!                                    │ queue::intake: pull, hold, in-progress
+//!                                    │ queue::pull, queue::in_flight: prefetch, ack wait
 //!                                    ▼
 //!                      dialler: decode → identify → (decide → one step)* → settle
-//!                        │ claim, record: log            │ start, stop          ▲ sightings
-//!                        ▼                               ▼                      │
-//!                      log: SIP_STATUS, sip.status.<name>   runner: kubernetes | local ──► tracker: observed × recorded
+//!                        │ claim, record              │ start, stop           ▲ observations
+//!                        ▼                            ▼                       │
+//!                      status_log: SIP_STATUS       runner: kubernetes | local ──► job_watch
 //!                        │ last per subject, then live
 //!                        ▼
-//!                      jobs (view) ──► desk ──► GET /jobs, GET /jobs/{name}
+//!                      call_index ──► api ──► GET /jobs, GET /jobs/{name}
 //! ```
 //!
-//! Dependencies point inward: `commands → http, queue, runner → dialler, tracker, jobs → job → call`. `call` and `job` are
-//! pure: no runtime, no client, no clock. `http` knows the desk and nothing of NATS. Only `commands/serve.rs` wires.
+//! Dependencies point one way. A line names what a module may import; `tests/architecture.rs` holds the code to it.
+//!
+//! ```dependencies
+//! main        → commands
+//! commands    → http api dialler queue status_log call_index nats runner job_watch job call config schema clock retry shutdown telemetry
+//! http        → api call error_chain
+//! api         → queue status_log call_index nats call clock
+//! dialler     → queue status_log nats runner job_watch job call clock retry error_chain
+//! job_watch   → runner job call
+//! queue       → status_log nats call clock retry
+//! status_log  → nats call
+//! call_index  → status_log nats call clock retry
+//! runner      → job call retry error_chain
+//! nats        → error_chain
+//! schema      → http api queue call
+//! config      → nats job call
+//! telemetry   → config
+//! clock       → call
+//! retry       → error_chain
+//! job         → call
+//! call        →
+//! error_chain →
+//! shutdown    →
+//! ```
+//!
+//! `call` and `job` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve.rs` wires.
 
+pub mod api;
 pub mod call;
-pub mod cli;
+pub mod call_index;
+pub mod clock;
 pub mod commands;
 pub mod config;
-pub mod desk;
 pub mod dialler;
+pub mod error_chain;
 pub mod http;
 pub mod job;
-pub mod jobs;
-pub mod log;
+pub mod job_watch;
+pub mod nats;
 pub mod queue;
 pub mod retry;
 pub mod runner;
 pub mod schema;
 pub mod shutdown;
+pub mod status_log;
 pub mod telemetry;
-pub mod tracker;

@@ -1,12 +1,14 @@
 //! How long to wait before the next try, and how loudly to say that one failed. Apart, because it is the only place that
 //! uses `backoff`: the crate is no longer maintained (RUSTSEC-2025-0012), so nothing else may come to depend on it.
 
-use std::fmt::Display;
-use std::time::Duration;
+use std::{error::Error, fmt::Display, time::Duration};
 
 use backoff::backoff::Backoff;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error_chain::error_chain;
 
 /// About the first wait.
 const FIRST: Duration = Duration::from_millis(100);
@@ -46,11 +48,23 @@ impl Delays {
     }
 }
 
-/// Tries until `op` succeeds. `what` completes "could not …" in the log: the first failure and every tenth is a warning, the
-/// others are debug. Dropping the future stops it.
-pub async fn forever<T, E, Op, Try>(what: &str, mut op: Op) -> T
+/// Tries until `op` succeeds, or `stop` is cancelled: then `None`. `what` completes "could not …" in the log: the first failure
+/// and every tenth is a warning, the others are debug.
+pub async fn until_stopped<T, E, Op, Try>(stop: &CancellationToken, what: &str, op: Op) -> Option<T>
 where
-    E: Display,
+    E: Error,
+    Op: FnMut() -> Try,
+    Try: Future<Output = Result<T, E>>,
+{
+    tokio::select! {
+        value = endlessly(what, op) => Some(value),
+        () = stop.cancelled() => None,
+    }
+}
+
+async fn endlessly<T, E, Op, Try>(what: &str, mut op: Op) -> T
+where
+    E: Error,
     Op: FnMut() -> Try,
     Try: Future<Output = Result<T, E>>,
 {
@@ -61,12 +75,12 @@ where
                 retry.worked();
                 return value;
             }
-            Err(error) => tokio::time::sleep(retry.failed(error)).await,
+            Err(error) => tokio::time::sleep(retry.failed(error_chain(&error))).await,
         }
     }
 }
 
-/// What [`forever`] keeps between tries, for loops of another shape.
+/// What [`until_stopped`] keeps between tries, for loops of another shape.
 #[derive(Debug)]
 pub struct Retry {
     what: String,
@@ -140,12 +154,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn forever_returns_the_first_success() {
+    async fn it_tries_until_the_first_success() {
         let mut tries = 0;
-        let answer = forever("count to three", || {
+        let stop = CancellationToken::new();
+        let answer = until_stopped(&stop, "count to three", || {
             tries += 1;
-            std::future::ready(if tries < 3 { Err("not yet") } else { Ok(tries) })
+            std::future::ready(if tries < 3 { Err(std::fmt::Error) } else { Ok(tries) })
         });
-        assert_eq!(answer.await, 3);
+        assert_eq!(answer.await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn it_gives_up_when_it_is_stopped() {
+        let stop = CancellationToken::new();
+        let never = || std::future::ready(Err::<(), _>(std::fmt::Error));
+        let (answer, ()) = tokio::join!(until_stopped(&stop, "do the impossible", never), async { stop.cancel() });
+        assert_eq!(answer, None);
     }
 }

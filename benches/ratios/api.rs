@@ -13,9 +13,9 @@ use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
-use sipstuff_operator::call::{Call, CallId, Change, StatusEvent, validate};
-use sipstuff_operator::log::StatusLog;
-use sipstuff_operator::queue::submit::{Labels, Submitter};
+use sipstuff_operator::call::{Call, Change, StatusEvent, validate};
+use sipstuff_operator::queue::inbox::{Inbox, Labels};
+use sipstuff_operator::status_log::StatusLog;
 
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
 use super::report::{Expected, Row, median};
@@ -55,7 +55,7 @@ impl Worker for Publisher {
 
 /// Writes the two records of a call as the operator does, without HTTP: what of a call's cost is the server's.
 struct Recorder {
-    submitter: Submitter,
+    inbox: Inbox,
     log: StatusLog,
     body: Bytes,
 }
@@ -63,9 +63,9 @@ struct Recorder {
 impl Worker for Recorder {
     async fn once(&mut self) {
         let parsed = validate::parse(&self.body).expect("a valid request");
-        let (call, now) = (Call::new(CallId::fresh(), parsed.spec), Timestamp::now());
+        let (call, now) = (Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec), Timestamp::now());
         let labels = Labels { id: &call.id, attempt: 1, queued_at: now };
-        self.submitter.publish(labels, self.body.clone()).await.expect("a publish");
+        self.inbox.publish(labels, self.body.clone()).await.expect("a publish");
         let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
         self.log.append(event, 0).await.expect("an append");
     }
@@ -144,10 +144,10 @@ async fn compare(
 async fn records(jetstream: &Context, rounds: usize) -> Row {
     let concurrency = CONCURRENCIES[CONCURRENCIES.len() - 1];
     let names = requests::stream_settings(1).names;
-    let submitter = Submitter::new(jetstream.clone(), &names);
+    let inbox = Inbox::new(jetstream.clone(), &names);
     let log = StatusLog::open(jetstream.clone(), &names, Duration::from_secs(72 * 3600)).await.expect("the log");
     let body = Bytes::from(requests::body());
-    let recorder = || Recorder { submitter: submitter.clone(), log: log.clone(), body: body.clone() };
+    let recorder = || Recorder { inbox: inbox.clone(), log: log.clone(), body: body.clone() };
     let mut recorders: Vec<_> = std::iter::repeat_with(recorder).take(concurrency).collect();
     let mut samples = Samples::default();
     for _ in 0..rounds {

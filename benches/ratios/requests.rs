@@ -4,7 +4,7 @@ use async_nats::jetstream::Context;
 use futures::{StreamExt, stream};
 use serde_json::json;
 use sipstuff_operator::call::{Call, CallId, validate};
-use sipstuff_operator::queue::{Names, StreamSettings, connect, streams};
+use sipstuff_operator::nats::{Names, StreamSettings, connect, streams};
 
 use super::support::NatsServer;
 
@@ -13,7 +13,7 @@ const PIPELINE: usize = 1024;
 
 /// A request as people send them.
 pub(crate) fn body() -> Vec<u8> {
-    let text = "This is the operations desk. The pump station reports high water. Please confirm by pressing one.";
+    let text = "This is the operations api. The pump station reports high water. Please confirm by pressing one.";
     let request = json!({"dest": "+4930123456789", "text": text, "timeout": 45, "repeat": 2, "batch": "bench"});
     request.to_string().into_bytes()
 }

@@ -10,7 +10,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use sipstuff_operator::call::{Change, Ended, Outcome, StatusEvent};
-use sipstuff_operator::log::StatusLog;
+use sipstuff_operator::status_log::StatusLog;
 
 use super::load::{Connection, Samples, memory_kb};
 use super::report::{Expected, Row};

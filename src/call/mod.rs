@@ -1,23 +1,26 @@
 //! The core: what a call is, who it is, and what may happen to it. Pure: no I/O, no clock, no runtime, so that
 //! every rule here can be tested as a table or a property.
 
+mod canonical;
 pub mod change;
 pub mod event;
-pub mod identity;
+pub mod id;
 pub mod outcome;
 #[cfg(test)]
 mod properties;
 pub mod request;
+pub mod spec;
 pub mod status;
 pub mod validate;
 
 pub use change::{Change, Ended};
 pub use event::StatusEvent;
-pub use identity::{CallId, CallName, Fingerprint};
+pub use id::{CallId, CallName, Fingerprint};
 pub use outcome::{Outcome, Verdict};
 pub use request::CallRequest;
+pub use spec::CallSpec;
 pub use status::{IllegalStep, Status};
-pub use validate::{CallSpec, FieldError, Refusal};
+pub use validate::{FieldError, Refusal};
 
 /// A call that may be dialled: it exists only if the request was valid and its identity is known.
 #[derive(Debug, Clone)]

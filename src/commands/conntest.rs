@@ -4,8 +4,8 @@ use std::{fmt, process::ExitCode};
 
 use anyhow::Result;
 
-use super::place;
-use crate::{config::Settings, job::JobDefaults, queue::connect, runner::Runner};
+use super::open_runner;
+use crate::{config::Settings, job::JobDefaults, nats::connect, runner::Runner};
 
 /// What one of the things that the operator needs says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ async fn ask_nats(settings: &Settings) -> Answer {
 }
 
 async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
-    Ok(match place::open_once(settings, defaults).await? {
+    Ok(match open_runner::open_once(settings, defaults).await? {
         Ok(runner) => ask_runner(runner.as_ref()).await,
         Err(error) => Answer {
             name: "runner".to_owned(),

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::link::{self, Link};
+use super::nats_session::{self, NatsSession};
 use crate::{
     config::Settings,
-    log::StatusLog,
-    queue::letters::{Letter, Letters},
+    queue::dead_letters::read::{Letter, Letters},
+    status_log::StatusLog,
 };
 
 /// What can be done with dead letters.
@@ -59,7 +59,7 @@ pub struct Which {
 /// # Errors
 /// NATS does not answer, or a letter that was named does not exist or was not sent back.
 pub async fn run(command: Dead, settings: &Settings) -> Result<()> {
-    let Link { jetstream, names, .. } = link::open(settings).await?;
+    let NatsSession { jetstream, names, .. } = nats_session::open(settings).await?;
     let log = StatusLog::open(jetstream.clone(), &names, settings.queue.status_retention).await?;
     let letters = Letters::open(jetstream, names).await?;
     match command {

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::request_flags::RequestFlags;
 use crate::call::validate::Parsed;
-use crate::call::{Call, CallId, CallSpec};
-use crate::job::build::{build_unattended, secret};
+use crate::call::{Call, CallSpec};
+use crate::job::manifest::{build_unattended, secret};
 use crate::job::{JobDefaults, JobOrder};
 
 /// What names the Job of one call: its request and its image. The directories and ids are the operator's own settings.
@@ -29,7 +29,7 @@ pub struct JobFlags {
 impl JobFlags {
     /// The Job of a request, which Kubernetes removes by itself after its end: nobody settles it.
     pub fn order(&self, parsed: Parsed, defaults: &JobDefaults) -> JobOrder {
-        let call = Call::new(parsed.id.unwrap_or_else(CallId::fresh), parsed.spec);
+        let call = Call::new(parsed.id.unwrap_or_else(crate::clock::fresh_id), parsed.spec);
         build_unattended(&call, 1, &self.with_image(defaults))
     }
 

@@ -1,13 +1,14 @@
 //! One file per subcommand, and the dispatch to them.
 
 pub mod banner;
+pub mod cli;
 pub mod conntest;
 pub mod dead;
 pub mod dumpjob;
-pub mod link;
 pub mod manifest;
+pub mod nats_session;
+pub mod open_runner;
 pub mod pause;
-pub mod place;
 pub mod request_flags;
 pub mod run_attempt;
 pub mod schema;
@@ -19,10 +20,8 @@ use std::{ffi::OsString, io, process::ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::{
-    cli::{self, Cli, Command, Effective},
-    telemetry,
-};
+use crate::telemetry;
+use cli::{Cli, Command, Effective};
 
 /// What the supervisor of a local attempt is started with. Not a command for people, and without any setting or runtime: there
 /// is one such process for every call in progress.
@@ -64,7 +63,7 @@ fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
         }
         Command::Startjob(command) => runtime()?.block_on(async {
             let defaults = settings.job.defaults()?;
-            let runner = place::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
+            let runner = open_runner::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
             startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
         })?,
         Command::Pause { duration } => runtime()?.block_on(pause::pause(duration, &settings))?,

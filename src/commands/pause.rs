@@ -1,10 +1,10 @@
-//! `pause` and `resume`: whether new calls are dialled. The server itself holds them back, for every replica.
+//! `pause` and `resume`: whether new calls are dialled. The server itself in_flight them back, for every replica.
 
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::link::{self, Link};
+use super::nats_session::{self, NatsSession};
 use crate::{config::Settings, queue::control};
 
 /// Pauses, for a while or until resumed.
@@ -12,7 +12,7 @@ use crate::{config::Settings, queue::control};
 /// # Errors
 /// NATS does not answer, or there is no queue yet.
 pub async fn pause(duration: Option<Duration>, settings: &Settings) -> Result<()> {
-    let Link { jetstream, names } = link::open(settings).await?;
+    let NatsSession { jetstream, names } = nats_session::open(settings).await?;
     let until = control::pause(&jetstream, &names, duration).await?;
     match duration {
         Some(_) => println!("no new call is dialled until {until}; calls in progress go on"),
@@ -26,7 +26,7 @@ pub async fn pause(duration: Option<Duration>, settings: &Settings) -> Result<()
 /// # Errors
 /// NATS does not answer, or there is no queue yet.
 pub async fn resume(settings: &Settings) -> Result<()> {
-    let Link { jetstream, names } = link::open(settings).await?;
+    let NatsSession { jetstream, names } = nats_session::open(settings).await?;
     control::resume(&jetstream, &names).await?;
     println!("calls are dialled again");
     Ok(())

@@ -7,33 +7,33 @@ use async_nats::{Client, jetstream};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{banner, place};
+use super::{banner, cli::Effective, open_runner};
 use crate::{
+    api::{self, Api},
     call::Status,
-    cli::Effective,
+    call_index::{Brief, CallIndex},
     config::{HttpArgs, QueueArgs, Settings},
-    desk::{self, Desk},
     dialler::{Dialler, Limits},
     http::{self, HttpSettings},
     job::JobDefaults,
-    jobs::{Brief, JobView},
-    log::StatusLog,
-    queue::{
-        Delivery, Names, StreamSettings,
+    job_watch::{self, Sightings},
+    nats::{
+        Names, StreamSettings,
         connect::{self, ConnectError},
-        control,
-        dead::DeadLetters,
-        due,
-        intake::{self, Holds},
-        pace::Pace,
-        presence::Presence,
         streams,
-        submit::Submitter,
-        unreadable,
+    },
+    queue::{
+        Delivery, InFlight, Inbox, control,
+        dead_letters::DeadLetters,
+        heartbeat::Heartbeat,
+        pull,
+        rate_limit::RateLimit,
+        scheduled::{self, Timers},
+        undecodable,
     },
     retry::{self, Retry},
     schema, shutdown,
-    tracker::{self, Sightings},
+    status_log::StatusLog,
 };
 
 /// How old what health and metrics tell of the queue may be.
@@ -41,20 +41,23 @@ const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
+/// Why nothing was started; never shown, since whoever asked for the end does not wait for it.
+const STOPPED: &str = "asked to end before the start was complete";
+
 /// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.
 ///
 /// # Errors
 /// What makes it impossible to begin: the port is taken, a file cannot be read, the server is too old.
 pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("signals cannot be listened to")?;
-    banner::tell(effective);
+    banner::print(effective);
     let defaults = settings.job.defaults()?;
     let listener = listen(&settings.http).await?;
-    let desk = Desk::default();
+    let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
-    let server = tokio::spawn(http::serve(listener, desk.clone(), http_settings(), stopped));
+    let server = tokio::spawn(http::serve(listener, api.clone(), http_settings(), stopped));
     tokio::select! {
-        started = Engine::start(&settings, defaults, &desk, &closing) => started?.run(&closing).await,
+        started = Engine::start(&settings, defaults, &api, &closing) => started?.run(&closing).await,
         () = closing.cancelled() => {}
     }
     server.await.context("the HTTP server broke down")?;
@@ -89,89 +92,88 @@ struct Engine {
 
 impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
-    async fn start(
-        settings: &Settings,
-        defaults: JobDefaults,
-        desk: &Desk,
-        closing: &CancellationToken,
-    ) -> Result<Self> {
-        let (client, runner) = tokio::try_join!(connected(settings), place::open(settings, &defaults))?;
+    async fn start(settings: &Settings, defaults: JobDefaults, api: &Api, closing: &CancellationToken) -> Result<Self> {
+        let (client, runner) = tokio::try_join!(connected(settings), open_runner::open(settings, &defaults))?;
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
-        retry::forever("prepare the queue", || streams::ensure(&jetstream, &streams)).await;
+        let prepare = || streams::ensure(&jetstream, &streams);
+        retry::until_stopped(closing, "prepare the streams", prepare).await.context(STOPPED)?;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
-        let bucket = retry::forever("prepare the bucket", || streams::bucket(&jetstream, &streams)).await;
+        let prepare = || streams::bucket(&jetstream, &streams);
+        let bucket = retry::until_stopped(closing, "prepare the bucket", prepare).await.context(STOPPED)?;
         let QueueArgs { calls_per_second, orphan_after, .. } = settings.queue;
         let handing_back = CancellationToken::new();
         let dialler = Arc::new(Dialler {
             log: log.clone(),
             runner: runner.clone(),
             sightings: Sightings::default(),
-            holds: Holds::new(client.clone()),
-            submitter: Submitter::new(jetstream.clone(), &streams.names),
+            in_flight: InFlight::new(client.clone()),
+            timers: Timers::new(jetstream.clone(), &streams.names),
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster: settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone()),
-            pace: (calls_per_second > 0.0).then(|| Pace::new(bucket.clone(), calls_per_second)),
-            presence: Presence::new(bucket, orphan_after),
+            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
+            heartbeat: Heartbeat::new(bucket, orphan_after),
             closing: handing_back.clone(),
             tasks: TaskTracker::new(),
             limits: Limits::default(),
         });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
-        engine.follow(desk, settings.queue.status_retention);
-        engine.take_in(closing);
+        engine.follow(api, settings.queue.status_retention);
+        engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
-    /// The view follows the log, the sightings follow the runner, and the server hears of what is in progress.
-    fn follow(&mut self, desk: &Desk, retention: Duration) {
+    /// The index follows the log, the sightings follow the runner, and the ack waits of what is in progress are extended.
+    fn follow(&mut self, api: &Api, retention: Duration) {
         let dialler = &self.dialler;
-        let view = JobView::default();
-        desk.open(desk::Parts {
+        let index = CallIndex::default();
+        api.open(api::Parts {
             client: self.client.clone(),
             log: dialler.log.clone(),
-            submitter: dialler.submitter.clone(),
-            view: view.clone(),
+            inbox: Inbox::new(self.jetstream.clone(), &self.streams.names),
+            timers: dialler.timers.clone(),
+            index: index.clone(),
             namespace: dialler.defaults.namespace.clone(),
         });
         let sightings = dialler.sightings.clone();
         let stream = self.streams.names.status_stream.clone();
         let patient = connect::patient_jetstream(self.client.clone());
-        let told = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
-        self.background.spawn(view.clone().follow(patient, dialler.log.clone(), stream, told));
-        self.background.spawn(view.sweep(retention));
-        let (listed, others) = (desk.clone(), dialler.clone());
-        self.background.spawn(tracker::watch_runner(
+        let on_change = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
+        self.background.spawn(index.clone().follow(patient, dialler.log.clone(), stream, on_change));
+        self.background.spawn(index.sweep(retention));
+        let (listed, others) = (api.clone(), dialler.clone());
+        self.background.spawn(job_watch::watch_runner(
             dialler.runner.clone(),
             dialler.sightings.clone(),
             move |unfollowed| {
-                listed.runner_has_listed();
+                listed.set_runner_listed();
                 others.reconcile(unfollowed);
             },
         ));
-        self.background.spawn(dialler.holds.clone().keep());
-        let (state, names) = (desk.clone(), self.streams.names.clone());
+        self.background.spawn(dialler.in_flight.clone().keep_in_progress());
+        let (state, names) = (api.clone(), self.streams.names.clone());
         self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
-        self.background.spawn(dialler.presence.clone().show(dialler.cluster.clone()));
+        self.background.spawn(dialler.heartbeat.clone().run(dialler.cluster.clone()));
     }
 
     /// Moves what comes due into the queue, and takes from the queue, until `closing`.
-    fn take_in(&mut self, closing: &CancellationToken) {
-        let (names, submitter) = (self.streams.names.clone(), self.dialler.submitter.clone());
-        self.background.spawn(due::run(self.jetstream.clone(), names, submitter, closing.clone()));
+    fn consume(&mut self, closing: &CancellationToken) {
+        let names = self.streams.names.clone();
+        let inbox = Inbox::new(self.jetstream.clone(), &names);
+        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, closing.clone()));
         let dialler = self.dialler.clone();
         let refuse = move |delivery: Delivery, problem: String| {
             let dialler = dialler.clone();
             async move { dialler.refuse_unreadable(&delivery, &problem).await }
         };
-        let (names, holds) = (self.streams.names.clone(), self.dialler.holds.clone());
-        self.background.spawn(unreadable::watch(self.jetstream.clone(), names, holds, refuse));
+        let (names, in_flight) = (self.streams.names.clone(), self.dialler.in_flight.clone());
+        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, refuse));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
         let pull =
-            intake::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, room| {
-                dialler.take(delivery, room);
+            pull::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, permit| {
+                dialler.accept(delivery, permit);
             });
         self.background.spawn(async move {
             pull.await;
@@ -185,7 +187,7 @@ impl Engine {
         self.handing_back.cancelled().await;
         self.dialler.tasks.close();
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
-            tracing::warn!(messages = self.dialler.holds.count(), "not everything was handed back in time");
+            tracing::warn!(messages = self.dialler.in_flight.count(), "not everything was handed back in time");
         }
         connect::flush(&self.client).await;
     }
@@ -200,24 +202,24 @@ fn wake_if_cancelling(sightings: &Sightings, brief: &Brief) {
     }
 }
 
-/// Keeps, for ever, what health and metrics tell of the queue.
-async fn look_at_queue(jetstream: jetstream::Context, names: Names, desk: Desk) {
+/// Keeps up to date what health and metrics say of the queue.
+async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api) {
     let mut ticks = tokio::time::interval(QUEUE_LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        desk.queue_is(control::state(&jetstream, &names).await.ok());
+        api.set_queue_state(control::state(&jetstream, &names).await.ok());
     }
 }
 
 /// A connection to NATS, however long it takes; only what cannot heal is an error.
 async fn connected(settings: &Settings) -> Result<Client> {
     let nats = settings.nats.settings();
-    let mut trouble = Retry::new("connect to NATS");
+    let mut retry = Retry::new("connect to NATS");
     loop {
         match connect::connect(&nats).await {
             Ok(client) => return Ok(client),
-            Err(ConnectError::Away(away)) => tokio::time::sleep(trouble.failed(away)).await,
+            Err(ConnectError::Unavailable(error)) => tokio::time::sleep(retry.failed(error.chain())).await,
             Err(fatal) => return Err(fatal.into()),
         }
     }

@@ -9,7 +9,7 @@ use super::{
     BadSetting,
     values::{namespace_name, not_empty, secret_name, selector, truth, whole},
 };
-use crate::job::{JobDefaults, build::parse_template};
+use crate::job::{JobDefaults, manifest::parse_template};
 
 /// Where a pod finds the namespace of its service account.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";

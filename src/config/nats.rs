@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use secrecy::SecretString;
 
-use crate::queue::NatsSettings;
+use crate::nats::NatsSettings;
 
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::{orphan_after, rate, retention, whole};
-use crate::queue::{Names, StreamSettings};
+use crate::nats::{Names, StreamSettings};
 
 /// The queue and the status log.
 #[derive(Debug, Clone, Args)]

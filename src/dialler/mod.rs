@@ -1,12 +1,12 @@
-//! One message's life: decode → identify → (decide → do one step) until it is settled.
+//! Processing one message: decode → identify → (decide → do one step) until it is settled.
 //!
 //! Every step ends in the status log or begins with reading it, so a crash between any two of them leaves nothing but a
 //! message that is delivered again and a log that says what it means.
 
 pub mod decide;
-mod fate;
+mod error_policy;
+mod processing;
 mod redial;
-mod steps;
 
 use std::sync::Arc;
 
@@ -17,22 +17,26 @@ use tracing::Instrument;
 
 use crate::{
     call::{Call, CallId, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate},
+    clock::now,
     job::{JobDefaults, ObservedJob, Phase},
-    log::{AppendError, Recorded, StatusLog, now},
+    job_watch::{self, Sightings},
+    nats::{NatsError, NatsErrorKind},
     queue::{
-        Delivery, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT,
-        dead::DeadLetters,
-        intake::{Holds, Room, Settlement},
-        pace::Pace,
-        presence::Presence,
-        submit::Submitter,
+        Delivery, InFlight,
+        dead_letters::DeadLetters,
+        heartbeat::Heartbeat,
+        in_flight::Settlement,
+        inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
+        pull::PrefetchPermit,
+        rate_limit::RateLimit,
+        scheduled::Timers,
     },
     retry,
     runner::Runner,
-    tracker::{self, Sightings},
+    status_log::{Recorded, StatusLog},
 };
 use decide::Asked;
-use steps::Life;
+use processing::Processing;
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;
@@ -41,7 +45,7 @@ const RECONCILED_AT_ONCE: usize = 32;
 /// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
 const RELEASED_AT_ONCE: usize = 16;
 
-/// Everything that a message's life needs.
+/// Everything that is needed to process a message.
 pub struct Dialler {
     /// The status log.
     pub log: StatusLog,
@@ -49,20 +53,20 @@ pub struct Dialler {
     pub runner: Arc<dyn Runner>,
     /// What the runner reported.
     pub sightings: Sightings,
-    /// The messages in flight.
-    pub holds: Holds,
-    /// For schedules.
-    pub submitter: Submitter,
+    /// The messages in flight here.
+    pub in_flight: InFlight,
+    /// For attempts that wait for their moment.
+    pub timers: Timers,
     /// For what cannot be a call.
     pub dead: DeadLetters,
     /// What every Job has in common.
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
-    /// Spaces the calls, where a pace is set.
-    pub pace: Option<Pace>,
+    /// Spaces the calls, where a rate is set.
+    pub rate_limit: Option<RateLimit>,
     /// Which clusters are there.
-    pub presence: Presence,
+    pub heartbeat: Heartbeat,
     /// Cancelled when the process is to end: messages are handed back.
     pub closing: CancellationToken,
     /// Every task that works on a message.
@@ -90,26 +94,26 @@ impl Default for Limits {
 }
 
 impl Dialler {
-    /// Works on a delivery in a task of its own; a message that is held already only has its delivery replaced.
-    pub fn take(self: &Arc<Self>, delivery: Delivery, room: Room) {
-        if self.holds.hold(&delivery) {
+    /// Processes a delivery in a task of its own; of a message that is in flight already, only the delivery is replaced.
+    pub fn accept(self: &Arc<Self>, delivery: Delivery, permit: PrefetchPermit) {
+        if self.in_flight.register(&delivery) {
             let dialler = self.clone();
-            self.tasks.spawn(async move { dialler.live(delivery, room).await });
+            self.tasks.spawn(async move { dialler.process(delivery, permit).await });
         }
     }
 
-    async fn live(&self, delivery: Delivery, room: Room) {
+    async fn process(&self, delivery: Delivery, permit: PrefetchPermit) {
         let message = delivery.message();
-        let _released_at_last = self.holds.release_on_drop(message);
+        let _released = self.in_flight.release_on_panic(message);
         let settlement = match decode(&delivery) {
             Ok(call) => {
                 let asked = asked(&delivery, &call);
                 let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
-                Life::new(self, call, asked, delivery, room).run().instrument(span).await
+                Processing::new(self, call, asked, delivery, permit).run().instrument(span).await
             }
             Err(unfit) => self.refuse(&delivery, unfit).await,
         };
-        self.holds.settle(message, settlement).await;
+        self.in_flight.settle(message, settlement).await;
     }
 
     /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
@@ -123,26 +127,35 @@ impl Dialler {
     /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
     async fn refuse(&self, delivery: &Delivery, unfit: Unfit) -> Settlement {
         let reason = unfit.refusal.to_string();
-        tracing::warn!(sequence = delivery.sequence, reason, "a message is no call, it becomes a dead letter");
-        retry::forever("put a dead letter aside", || self.dead.put(delivery, &reason, now())).await;
+        tracing::warn!(
+            sequence = delivery.sequence,
+            reason,
+            "a message is not a valid call request; it becomes a dead letter"
+        );
+        let put = || self.dead.put(delivery, &reason, now());
+        if retry::until_stopped(&self.closing, "put a dead letter aside", put).await.is_none() {
+            return Settlement::Nak(None);
+        }
         if let Some(id) = unfit.id {
             let fingerprint = Fingerprint::of(&delivery.payload);
             let namespace = &self.defaults.namespace;
             let event = StatusEvent::rejected(id, fingerprint, namespace, delivery.queued_at(), reason, now());
-            self.append_first(event).await;
+            if self.append_first(event).await.is_none() {
+                return Settlement::Nak(None);
+            }
         }
-        Settlement::Done
+        Settlement::Ack
     }
 
-    /// Appends the first event of a call; a call that has one already is left alone.
-    async fn append_first(&self, event: StatusEvent) {
-        retry::forever("append to the status log", || async {
+    /// Appends the first event of a call; a call that has one already is left alone. `None` when the process is to end first.
+    async fn append_first(&self, event: StatusEvent) -> Option<()> {
+        retry::until_stopped(&self.closing, "append to the status log", || async {
             match self.log.append(event.clone(), 0).await {
-                Ok(_) | Err(AppendError::Stale) => Ok(()),
-                Err(AppendError::Away(away)) => Err(away),
+                Err(error) if error.kind() != NatsErrorKind::Stale => Err(error),
+                _ => Ok(()),
             }
         })
-        .await;
+        .await
     }
 
     /// Brings the log up to a Job that nobody here holds: it changed while no operator looked.
@@ -159,16 +172,17 @@ impl Dialler {
 
     async fn reconcile_one(&self, job: &ObservedJob) {
         let name = job.id.name();
-        let last = retry::forever("read the status log", || self.log.last(&name)).await;
+        let read = || async { self.log.last(&name).await.or_else(corrupt_is_nothing) };
+        let Some(last) = retry::until_stopped(&self.closing, "read the status log", read).await else { return };
         let Some(mut last) = last else {
             tracing::warn!("the status log knows nothing of this Job, it is left alone");
             return;
         };
         if last.event.attempt == job.attempt && !last.event.is_final {
-            let Ok(facts) = tracker::facts_of(self.runner.as_ref(), job).await else { return };
+            let Ok(facts) = job_watch::facts_of(self.runner.as_ref(), job).await else { return };
             // Whether a failed attempt is redialled is in the request, which only the message's holder has.
             let may_redial = last.event.attempt < last.event.max_attempts;
-            for change in tracker::difference(&last.event, &facts, |outcome| may_redial && outcome.may_redial()) {
+            for change in job_watch::difference(&last.event, &facts, |outcome| may_redial && outcome.may_redial()) {
                 if may_redial && change.status() == Status::Failed {
                     return;
                 }
@@ -189,12 +203,12 @@ impl Dialler {
     /// One that lives though its call is recorded as one that is not made, as after a start that came too late, is stopped.
     fn let_go(&self, job: String, is_over: bool, status: Status) {
         let is_stray = !is_over && matches!(status, Status::Cancelled | Status::Expired | Status::Rejected);
-        let (runner, releases) = (self.runner.clone(), self.limits.releases.clone());
+        let (runner, releases, closing) = (self.runner.clone(), self.limits.releases.clone(), self.closing.clone());
         self.tasks.spawn(async move {
             if is_stray {
                 tracing::warn!(job, %status, "a Job lives though its call is over, it is stopped");
             }
-            retry::forever("let a settled Job go", || async {
+            retry::until_stopped(&closing, "let a settled Job go", || async {
                 let _turn = releases.acquire().await;
                 if is_stray { runner.stop(&job).await } else { runner.release(&job).await }
             })
@@ -272,4 +286,15 @@ impl From<&Delivery> for Origin {
 /// What a record in hand is good for: the state, and the sequence to append after.
 pub(crate) fn after(last: Option<&Recorded>) -> u64 {
     last.map_or(0, |last| last.sequence)
+}
+
+/// A record that cannot be read says nothing of a Job, which is left alone then.
+fn corrupt_is_nothing(error: NatsError) -> Result<Option<Recorded>, NatsError> {
+    match error.kind() {
+        NatsErrorKind::Corrupt => {
+            tracing::warn!(error = error.chain(), "the record of a call cannot be read");
+            Ok(None)
+        }
+        _ => Err(error),
+    }
 }

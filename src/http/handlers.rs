@@ -1,4 +1,4 @@
-//! One function per route: read, ask the desk, answer.
+//! One function per route: read, ask the api, answer.
 
 use bytes::{Buf, Bytes};
 use futures::Stream;
@@ -6,15 +6,15 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use warp::reply::Response;
 
+use super::dto::{self, Accepted, Job, Ready};
 use super::problem::Problem;
-use super::view::{self, Accepted, Job, Ready};
-use super::{HttpSettings, guard, intake, metrics, query};
+use super::{HttpSettings, body, metrics, query, same_origin};
+use crate::api::Api;
 use crate::call::validate;
-use crate::desk::Desk;
 
 /// `POST /call`.
 pub(super) async fn submit<S, B>(
-    desk: &Desk,
+    api: &Api,
     settings: &HttpSettings,
     headers: &HeaderMap,
     body: S,
@@ -23,13 +23,13 @@ where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
-    guard::same_origin(headers)?;
-    intake::json_type(headers)?;
-    let body = intake::body(settings, headers, body).await?;
+    same_origin::check(headers)?;
+    body::json_type(headers)?;
+    let body = body::read(settings, headers, body).await?;
     let parsed = validate::parse(&body)?;
-    let key = if parsed.id.is_none() { intake::idempotency_key(headers)? } else { None };
-    let accepted = desk.submit(parsed, body, key).await?;
-    let mut response = view::json(StatusCode::ACCEPTED, &Accepted::from(&accepted));
+    let key = if parsed.id.is_none() { body::idempotency_key(headers)? } else { None };
+    let accepted = api.submit(parsed, body, key).await?;
+    let mut response = dto::json(StatusCode::ACCEPTED, &Accepted::from(&accepted));
     let location = format!("/jobs/{}", accepted.event.name);
     let location = HeaderValue::try_from(location).expect("a call's name is a DNS label");
     response.headers_mut().insert(header::LOCATION, location);
@@ -37,11 +37,11 @@ where
 }
 
 /// `GET /jobs`.
-pub(super) async fn list(desk: &Desk, raw_query: &str) -> Result<Response, Problem> {
+pub(super) async fn list(api: &Api, raw_query: &str) -> Result<Response, Problem> {
     let query = query::page(raw_query)?;
-    let page = desk.page(&query).await?;
+    let page = api.page(&query).await?;
     let jobs: Vec<_> = page.calls.iter().map(Job::from).collect();
-    let mut response = view::json(StatusCode::OK, &jobs);
+    let mut response = dto::json(StatusCode::OK, &jobs);
     if let Some(cursor) = page.next {
         let link = HeaderValue::try_from(query::next_link(&query, &cursor)).expect("percent-encoded text is ASCII");
         response.headers_mut().insert(header::LINK, link);
@@ -50,58 +50,58 @@ pub(super) async fn list(desk: &Desk, raw_query: &str) -> Result<Response, Probl
 }
 
 /// `GET /jobs/{name}`; `tail` is the path behind `/jobs/` as it was sent.
-pub(super) async fn show(desk: &Desk, tail: &str) -> Result<Response, Problem> {
+pub(super) async fn show(api: &Api, tail: &str) -> Result<Response, Problem> {
     let name_or_id = query::name_or_id(tail)?;
-    match desk.find(&name_or_id).await? {
-        Some(event) => Ok(view::json(StatusCode::OK, &Job::from(&event))),
+    match api.find(&name_or_id).await? {
+        Some(event) => Ok(dto::json(StatusCode::OK, &Job::from(&event))),
         None => Err(Problem::no_such_call(&name_or_id)),
     }
 }
 
 /// `DELETE /jobs/{name}`: what waits ends at once, what runs is being stopped, what has ended stays as it is.
-pub(super) async fn cancel(desk: &Desk, headers: &HeaderMap, tail: &str) -> Result<Response, Problem> {
-    guard::same_origin(headers)?;
+pub(super) async fn cancel(api: &Api, headers: &HeaderMap, tail: &str) -> Result<Response, Problem> {
+    same_origin::check(headers)?;
     let name_or_id = query::name_or_id(tail)?;
-    match desk.cancel(&name_or_id).await? {
-        Some(event) => Ok(view::json(StatusCode::ACCEPTED, &Job::from(&event))),
+    match api.cancel(&name_or_id).await? {
+        Some(event) => Ok(dto::json(StatusCode::ACCEPTED, &Job::from(&event))),
         None => Err(Problem::no_such_call(&name_or_id)),
     }
 }
 
 /// `DELETE /jobs?batch=`: the same for every call of a batch; the answer counts them.
-pub(super) async fn cancel_batch(desk: &Desk, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
-    guard::same_origin(headers)?;
+pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
+    same_origin::check(headers)?;
     let batch = query::batch(raw_query)?;
-    Ok(view::json(StatusCode::ACCEPTED, &desk.cancel_batch(&batch).await?))
+    Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_batch(&batch).await?))
 }
 
 /// `GET /health`, as the seed answers it (the process serves), and how the queue was when it was asked last; null while that is
 /// not known.
-pub(super) fn health(desk: &Desk) -> Response {
+pub(super) fn health(api: &Api) -> Response {
     let version = env!("CARGO_PKG_VERSION");
-    view::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": desk.queue_state() }))
+    dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": api.queue_state() }))
 }
 
 /// `GET /livez`: the process serves.
 pub(super) fn live() -> Response {
-    view::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+    dto::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
 }
 
 /// `GET /metrics`.
-pub(super) fn metrics(desk: &Desk) -> Response {
-    let mut response = Response::new(metrics::text(desk).into());
+pub(super) fn metrics(api: &Api) -> Response {
+    let mut response = Response::new(metrics::text(api).into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::MEDIA_TYPE));
     response
 }
 
 /// `GET /readyz`: what is ready and what is not, by name.
-pub(super) fn ready(desk: &Desk) -> Response {
-    let ready = Ready::of(desk.readiness());
+pub(super) fn ready(api: &Api) -> Response {
+    let ready = Ready::of(api.readiness());
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    view::json(status, &ready)
+    dto::json(status, &ready)
 }
 
 /// `GET /openapi.json`, serialized once at start.
 pub(super) fn openapi(document: Bytes) -> Response {
-    view::raw_json(StatusCode::OK, document)
+    dto::raw_json(StatusCode::OK, document)
 }

@@ -1,4 +1,4 @@
-//! `GET /metrics`: what the desk knows, as OpenMetrics text. Gauges that are read at the moment of a scrape, so that nothing has
+//! `GET /metrics`: what the api knows, as OpenMetrics text. Gauges that are read at the moment of a scrape, so that nothing has
 //! to be kept up to date on the hot path.
 
 use prometheus_client::{
@@ -7,7 +7,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{call::Status, desk::Desk, queue::control::QueueState};
+use crate::{
+    api::{Api, QueueState},
+    call::Status,
+};
 
 /// Media type of the answer (OpenMetrics 1.0).
 pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,11 +26,11 @@ struct CheckLabel {
 }
 
 /// Everything there is to measure, now.
-pub(super) fn text(desk: &Desk) -> String {
+pub(super) fn text(api: &Api) -> String {
     let mut registry = Registry::with_prefix("sipstuff");
-    calls(&mut registry, desk);
-    checks(&mut registry, desk);
-    if let Some(state) = desk.queue_state() {
+    calls(&mut registry, api);
+    checks(&mut registry, api);
+    if let Some(state) = api.queue_state() {
         queue(&mut registry, state);
     }
     let mut text = String::new();
@@ -36,18 +39,18 @@ pub(super) fn text(desk: &Desk) -> String {
     text
 }
 
-fn calls(registry: &mut Registry, desk: &Desk) {
+fn calls(registry: &mut Registry, api: &Api) {
     let family = Family::<StatusLabel, Gauge>::default();
     registry.register("calls", "Calls that are remembered, by their present status", family.clone());
     for status in Status::ALL {
-        set(&family.get_or_create(&StatusLabel { status: status.as_str() }), desk.count_of(status) as u64);
+        set(&family.get_or_create(&StatusLabel { status: status.as_str() }), api.count_of(status) as u64);
     }
 }
 
-fn checks(registry: &mut Registry, desk: &Desk) {
+fn checks(registry: &mut Registry, api: &Api) {
     let family = Family::<CheckLabel, Gauge>::default();
     registry.register("ready", "Whether a thing that the operator needs is ready", family.clone());
-    for check in desk.readiness() {
+    for check in api.readiness() {
         set(&family.get_or_create(&CheckLabel { check: check.name }), u64::from(check.ready));
     }
 }
@@ -75,7 +78,7 @@ mod tests {
 
     #[test]
     fn every_status_and_check_has_its_gauge() {
-        let text = text(&Desk::default());
+        let text = text(&Api::default());
         for status in Status::ALL {
             assert!(text.contains(&format!("sipstuff_calls{{status=\"{status}\"}} 0\n")), "{text}");
         }

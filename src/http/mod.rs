@@ -1,23 +1,23 @@
-//! The HTTP API (warp): a thin skin over [`Desk`](crate::desk::Desk). It reads a request, asks the desk, and words the
-//! answer; it knows nothing of NATS or Kubernetes.
+//! The HTTP API (warp): it reads a request, asks the [`Api`](crate::api::Api), and words the answer. It knows nothing of NATS or
+//! Kubernetes.
 //!
-//! `server` (sockets, limits) → `routes` (which method on which path) → `handlers` (one step per line) → `intake`,
-//! `guard`, `query` (what a request must be) → the desk → `view`, `problem` (what an answer looks like).
+//! `server` (sockets, limits) → `routes` (which method on which path) → `handlers` (one step per line) → `body`,
+//! `same_origin`, `query` (what a request must be) → the API → `dto`, `problem` (what an answer looks like).
 
-mod guard;
+mod body;
+mod dto;
 mod handlers;
-mod intake;
 mod metrics;
 mod problem;
 mod query;
 mod routes;
+mod same_origin;
 mod server;
-mod view;
 
 use std::time::Duration;
 
+pub use dto::{Accepted, Job, Ready};
 pub use server::serve;
-pub use view::{Accepted, Job, Ready};
 
 /// What the HTTP side can be told. The defaults are those of the operator.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use warp::{Rejection, reject, reply::Response};
 
 use crate::call::{FieldError, Refusal};
-use crate::desk::{Away, PageError, SubmitError};
+use crate::{api, error_chain::error_chain};
 
 /// What went wrong. Clients tell the kinds apart by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,35 +168,19 @@ impl From<Refusal> for Problem {
     }
 }
 
-impl From<SubmitError> for Problem {
-    fn from(error: SubmitError) -> Self {
-        match error {
-            SubmitError::Conflict(_) => Self {
-                errors: vec![FieldError { field: "id".to_owned(), message: error.to_string() }],
-                ..Self::new(Kind::IdConflict, error.to_string())
-            },
-            SubmitError::Full(_) => {
-                Self::new(Kind::QueueFull, format!("{error}; nothing was accepted, try again later"))
-            }
-            SubmitError::TooLarge(_) => Self::new(Kind::TooLarge, error.to_string()),
-            SubmitError::Away(away) => away.into(),
-        }
-    }
-}
-
-impl From<Away> for Problem {
-    fn from(away: Away) -> Self {
+impl From<api::Error> for Problem {
+    fn from(error: api::Error) -> Self {
         // Addresses and the server's words are for the operator's log, not for whoever can reach this port.
-        tracing::debug!(error = %away, "answering 503");
-        Self::new(Kind::QueueAway, "NATS does not answer; with an id, the same request may safely be sent again")
-    }
-}
-
-impl From<PageError> for Problem {
-    fn from(error: PageError) -> Self {
+        tracing::debug!(error = error_chain(&error), "a request was not carried out");
+        let text = error.to_string();
+        let about = |field: &str| vec![FieldError { field: field.to_owned(), message: text.clone() }];
         match error {
-            PageError::BadCursor(_) => Self::invalid_field("cursor", error.to_string()),
-            PageError::Away(away) => away.into(),
+            api::Error::Conflict(_) => Self { errors: about("id"), ..Self::new(Kind::IdConflict, &text) },
+            api::Error::BadCursor(_) => Self::invalid(about("cursor")),
+            api::Error::Full(_) => Self::new(Kind::QueueFull, &text),
+            api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
+            api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),
+            api::Error::Unavailable(_) => Self::new(Kind::QueueAway, &text),
         }
     }
 }
@@ -235,6 +219,7 @@ mod tests {
     use warp::{Filter, hyper::body::Bytes};
 
     use super::*;
+    use crate::nats::{NatsError, NatsErrorKind};
 
     const ALL: [Kind; 15] = [
         Kind::BadRequest,
@@ -276,18 +261,21 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_core_and_the_desk_have_the_status_of_the_table() {
+    fn errors_of_the_core_have_the_status_of_the_table() {
         let field = FieldError { field: "dest".to_owned(), message: "required".to_owned() };
-        let away = Away("nats://user:hunter2@10.0.0.1".to_owned());
+        let nats = |kind| {
+            let cause = std::io::Error::other("nats://ann:hunter2@10.0.0.1:4222");
+            api::Error::from(NatsError::new(kind, cause)).into()
+        };
         let table: [(Problem, Kind, u16); 8] = [
             (Refusal::Malformed("line 1".to_owned()).into(), Kind::MalformedJson, 400),
             (Refusal::Invalid { id: None, errors: vec![field] }.into(), Kind::InvalidRequest, 422),
-            (SubmitError::Conflict("a".to_owned()).into(), Kind::IdConflict, 422),
-            (SubmitError::Full("1000 messages".to_owned()).into(), Kind::QueueFull, 503),
-            (SubmitError::TooLarge("1 MB".to_owned()).into(), Kind::TooLarge, 413),
-            (SubmitError::Away(away.clone()).into(), Kind::QueueAway, 503),
-            (away.into(), Kind::QueueAway, 503),
-            (PageError::BadCursor("x".to_owned()).into(), Kind::InvalidRequest, 422),
+            (api::Error::Conflict("a".to_owned()).into(), Kind::IdConflict, 422),
+            (api::Error::BadCursor("x".to_owned()).into(), Kind::InvalidRequest, 422),
+            (nats(NatsErrorKind::Full), Kind::QueueFull, 503),
+            (nats(NatsErrorKind::TooLarge), Kind::TooLarge, 413),
+            (nats(NatsErrorKind::Unavailable), Kind::QueueAway, 503),
+            (nats(NatsErrorKind::Corrupt), Kind::Internal, 500),
         ];
         for (problem, kind, status) in table {
             assert_eq!((problem.kind, problem.kind.row().status), (kind, status));

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::problem::{Kind, Problem};
+use crate::api::PageQuery;
 use crate::call::{FieldError, Status};
-use crate::desk::PageQuery;
 
 /// Calls on a page when the query does not say.
 const DEFAULT_LIMIT: usize = 100;

@@ -12,7 +12,7 @@ use warp::{Filter, Rejection};
 
 use super::problem::Problem;
 use super::{HttpSettings, handlers};
-use crate::desk::Desk;
+use crate::api::Api;
 
 const READ: &str = "GET, HEAD, OPTIONS";
 const SUBMIT: &str = "POST, OPTIONS";
@@ -22,16 +22,16 @@ const READ_OR_CANCEL: &str = "GET, HEAD, DELETE, OPTIONS";
 ///
 /// Not boxed: warp's boxes can reject. Every request clones it, so what is in it is behind [`Arc`]s.
 pub(super) fn api(
-    desk: Desk,
+    api: Api,
     settings: Arc<HttpSettings>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
-    let desk = Arc::new(desk);
+    let api = Arc::new(api);
     let plain = plain(&settings.openapi);
-    let routes = call(desk.clone(), settings).or(jobs(desk.clone())).unify().or(job(desk.clone())).unify();
-    closed(routes.or(state(desk)).unify().or(plain).unify())
+    let routes = call(api.clone(), settings).or(jobs(api.clone())).unify().or(job(api.clone())).unify();
+    closed(routes.or(state(api)).unify().or(plain).unify())
 }
 
-/// What needs no desk.
+/// What needs no api.
 fn plain(
     openapi: &serde_json::Value,
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
@@ -42,54 +42,54 @@ fn plain(
 
 /// `POST /call`.
 fn call(
-    desk: Arc<Desk>,
+    api: Arc<Api>,
     settings: Arc<HttpSettings>,
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let submit = warp::post()
-        .and(with(desk))
+        .and(with(api))
         .and(with(settings))
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(|desk: Arc<Desk>, settings: Arc<HttpSettings>, headers: HeaderMap, body| async move {
-            answer(handlers::submit(&desk, &settings, &headers, body).await)
+        .then(|api: Arc<Api>, settings: Arc<HttpSettings>, headers: HeaderMap, body| async move {
+            answer(handlers::submit(&api, &settings, &headers, body).await)
         });
     warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
 }
 
 /// `GET /jobs`, `DELETE /jobs?batch=`.
-fn jobs(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+fn jobs(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let list = get_or_head()
-        .and(with(desk.clone()))
+        .and(with(api.clone()))
         .and(raw_query)
-        .then(|desk: Arc<Desk>, query: String| async move { answer(handlers::list(&desk, &query).await) });
-    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(raw_query).then(
-        |desk: Arc<Desk>, headers: HeaderMap, query: String| async move {
-            answer(handlers::cancel_batch(&desk, &headers, &query).await)
+        .then(|api: Arc<Api>, query: String| async move { answer(handlers::list(&api, &query).await) });
+    let cancel = warp::delete().and(with(api)).and(warp::header::headers_cloned()).and(raw_query).then(
+        |api: Arc<Api>, headers: HeaderMap, query: String| async move {
+            answer(handlers::cancel_batch(&api, &headers, &query).await)
         },
     );
     warp::path!("jobs").and(list.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
 /// `GET /jobs/{name}`, `DELETE /jobs/{name}`.
-fn job(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+fn job(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let show = get_or_head()
-        .and(with(desk.clone()))
+        .and(with(api.clone()))
         .and(warp::path::tail())
-        .then(|desk: Arc<Desk>, tail: Tail| async move { answer(handlers::show(&desk, tail.as_str()).await) });
-    let cancel = warp::delete().and(with(desk)).and(warp::header::headers_cloned()).and(warp::path::tail()).then(
-        |desk: Arc<Desk>, headers: HeaderMap, tail: Tail| async move {
-            answer(handlers::cancel(&desk, &headers, tail.as_str()).await)
+        .then(|api: Arc<Api>, tail: Tail| async move { answer(handlers::show(&api, tail.as_str()).await) });
+    let cancel = warp::delete().and(with(api)).and(warp::header::headers_cloned()).and(warp::path::tail()).then(
+        |api: Arc<Api>, headers: HeaderMap, tail: Tail| async move {
+            answer(handlers::cancel(&api, &headers, tail.as_str()).await)
         },
     );
     warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
 /// `GET /health`, `GET /readyz`, `GET /metrics`.
-fn state(desk: Arc<Desk>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
-    let (of_health, of_metrics) = (desk.clone(), desk.clone());
+fn state(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let (of_health, of_metrics) = (api.clone(), api.clone());
     let health = read(warp::path!("health"), move || handlers::health(&of_health));
-    let ready = read(warp::path!("readyz"), move || handlers::ready(&desk));
+    let ready = read(warp::path!("readyz"), move || handlers::ready(&api));
     let metrics = read(warp::path!("metrics"), move || handlers::metrics(&of_metrics));
     health.or(ready).unify().or(metrics).unify()
 }
@@ -148,8 +148,8 @@ mod tests {
 
     fn routes() -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
         let settings = HttpSettings { openapi: json!({"openapi": "3.1.0"}), ..HttpSettings::default() };
-        // A desk that NATS has not answered yet: what gets as far as to ask it is 503.
-        api(Desk::default(), Arc::new(settings))
+        // A api that NATS has not answered yet: what gets as far as to ask it is 503.
+        api(Api::default(), Arc::new(settings))
     }
 
     async fn ask(method: &str, path: &str) -> (http::response::Parts, Bytes) {
@@ -276,6 +276,6 @@ mod tests {
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["ready"], false);
         let names: Vec<_> = body["checks"].as_array().unwrap().iter().map(|check| check["name"].clone()).collect();
-        assert_eq!(names, ["nats", "runner", "view"]);
+        assert_eq!(names, ["nats", "runner", "index"]);
     }
 }

@@ -21,7 +21,7 @@ use warp::Filter;
 use warp::reply::Response;
 
 use super::{HttpSettings, routes};
-use crate::desk::Desk;
+use crate::api::Api;
 
 /// Largest head of a request, in bytes; hyper answers 431 to a larger one.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -32,12 +32,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// for at most [`HttpSettings::drain_timeout`], and closes what is left. Dropping the future closes everything at once.
 pub async fn serve(
     listener: TcpListener,
-    desk: Desk,
+    api: Api,
     settings: HttpSettings,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
     let settings = Arc::new(settings);
-    let routes = routes::api(desk, Arc::clone(&settings));
+    let routes = routes::api(api, Arc::clone(&settings));
     run(listener, routes, &settings, shutdown).await;
 }
 
@@ -148,7 +148,7 @@ mod tests {
     use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
 
-    use super::super::{intake, problem::Problem};
+    use super::super::{body, problem::Problem};
     use super::*;
 
     /// A server on a free port whose one route reads the body as `POST /call` does and echoes it; `/slow` takes 300 ms.
@@ -170,7 +170,7 @@ mod tests {
         let echo = warp::header::headers_cloned().and(warp::body::stream()).then(move |headers, body| {
             let settings = Arc::clone(&shared);
             async move {
-                let body = intake::body(&settings, &headers, body).await;
+                let body = body::read(&settings, &headers, body).await;
                 body.map(|bytes| Response::new(bytes.into())).unwrap_or_else(Problem::into_response)
             }
         });

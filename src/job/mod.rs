@@ -1,7 +1,8 @@
-//! The core's view of a Kubernetes Job: how a call becomes one ([`build`]) and what one says of its call ([`observe`]). Pure.
+//! The core's view of a Kubernetes Job: how a call becomes one ([`manifest`]) and what one says of its call ([`observed`]). Pure.
 
-pub mod build;
-pub mod observe;
+mod ending;
+pub mod manifest;
+pub mod observed;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 
-pub use observe::{Ending, ObservedJob, Phase};
+pub use observed::{Ending, ObservedJob, Phase};
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 pub(crate) use super::unconfigured::defaults;
-use crate::call::validate::{Announcement, SipSettings};
+use crate::call::spec::{Announcement, SipSettings};
 use crate::call::{Call, CallId, CallSpec, Fingerprint};
 
 /// The smallest valid request.

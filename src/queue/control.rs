@@ -5,8 +5,10 @@ use std::time::Duration;
 use async_nats::jetstream::{Context, consumer::PullConsumer};
 use jiff::Timestamp;
 
-use super::{Away, Names, submit::describe, timestamp};
-use crate::log::now;
+use crate::{
+    clock::now,
+    nats::{Names, NatsError, timestamp},
+};
 
 /// A pause without an end: ten years.
 const UNTIL_RESUMED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -27,33 +29,31 @@ pub struct QueueState {
 /// Lets no new call be dialled for a while, or until [`resume`]; calls in progress go on. Tells until when.
 ///
 /// # Errors
-/// [`Away`]; also when the queue was never made.
-pub async fn pause(jetstream: &Context, names: &Names, duration: Option<Duration>) -> Result<Timestamp, Away> {
+/// [`NatsError`]; also when the queue was never made.
+pub async fn pause(jetstream: &Context, names: &Names, duration: Option<Duration>) -> Result<Timestamp, NatsError> {
     let until = now() + duration.unwrap_or(UNTIL_RESUMED);
-    let moment = async_nats::datetime::from_nanos(until.as_nanosecond()).map_err(|error| Away(error.to_string()))?;
-    let stream = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(|error| Away(describe(&error)))?;
-    stream.pause_consumer(&names.consumer, moment).await.map_err(|error| Away(describe(&error)))?;
+    let moment = async_nats::datetime::from_nanos(until.as_nanosecond()).expect("ten years ahead are within the range");
+    let stream = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
+    stream.pause_consumer(&names.consumer, moment).await.map_err(NatsError::of)?;
     Ok(until)
 }
 
 /// Lets calls be dialled again; harmless when they are.
 ///
 /// # Errors
-/// [`Away`]; also when the queue was never made.
-pub async fn resume(jetstream: &Context, names: &Names) -> Result<(), Away> {
-    let stream = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(|error| Away(describe(&error)))?;
-    stream.resume_consumer(&names.consumer).await.map(|_| ()).map_err(|error| Away(describe(&error)))
+/// [`NatsError`]; also when the queue was never made.
+pub async fn resume(jetstream: &Context, names: &Names) -> Result<(), NatsError> {
+    let stream = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
+    stream.resume_consumer(&names.consumer).await.map(|_| ()).map_err(NatsError::of)
 }
 
 /// How the queue is right now.
 ///
 /// # Errors
-/// [`Away`]; also when the queue was never made.
-pub async fn state(jetstream: &Context, names: &Names) -> Result<QueueState, Away> {
-    let consumer: PullConsumer = jetstream
-        .get_consumer_from_stream(&names.consumer, &names.calls_stream)
-        .await
-        .map_err(|error| Away(describe(&error)))?;
+/// [`NatsError`]; also when the queue was never made.
+pub async fn state(jetstream: &Context, names: &Names) -> Result<QueueState, NatsError> {
+    let consumer: PullConsumer =
+        jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await.map_err(NatsError::of)?;
     let info = consumer.cached_info();
     let until = info.config.pause_until.map(|moment| timestamp(moment.unix_timestamp_nanos()));
     Ok(QueueState {

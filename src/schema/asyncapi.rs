@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::{info, received, sent};
 use crate::call::{CallRequest, StatusEvent};
-use crate::queue::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT, dead};
+use crate::queue::dead_letters as dead;
+use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT};
 
 pub(super) fn document() -> Value {
     let mut info = info(

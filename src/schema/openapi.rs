@@ -3,10 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{info, received, sent};
+use crate::api::{BatchCancel, QueueState};
 use crate::call::{CallRequest, Status};
-use crate::desk::BatchCancel;
 use crate::http::{Accepted, Job};
-use crate::queue::control::QueueState;
 
 pub(super) fn document() -> Value {
     json!({

@@ -5,7 +5,7 @@ use schemars::Schema;
 use serde_json::{Map, Value, json};
 
 use super::super::Outcome;
-use super::super::identity::MAX_ID_BYTES;
+use super::super::id::MAX_ID_BYTES;
 use super::names;
 
 /// Longest string, in bytes: Linux refuses a program argument or an environment entry of 131,072 bytes or more

@@ -1,23 +1,18 @@
 //! From a request to a [`CallSpec`]: the only way to one, and it reports every problem at once.
 //!
-//! [`fields`] is the table of what each field accepts, `rules` judges one value, [`spec`] is what comes out, `canonical` what
-//! makes two of them the same; here is the way between them and the rules that concern more than one field.
+//! [`fields`] is the table of what each field accepts, `rules` judges one value, here is the way between them and the rules that concern more than one field.
 
-mod canonical;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod names;
 mod rules;
-pub mod spec;
 #[cfg(test)]
 mod tests;
 
 use serde_json::{Map, Value};
 
-pub use spec::{Announcement, CallSpec, SipSettings};
-
-use super::{CallId, CallRequest};
+use super::{CallId, CallRequest, CallSpec};
 use fields::FIELDS;
 
 /// Most errors that are listed: a body of a megabyte could have a hundred thousand of them.

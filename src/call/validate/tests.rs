@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::fixtures::{Expected, fixtures, with};
 use super::*;
 use crate::call::Outcome;
+use crate::call::{canonical, spec::Announcement};
 
 fn spec(changes: &Value) -> CallSpec {
     parse(with(changes).to_string().as_bytes()).unwrap_or_else(|refusal| panic!("{changes}: {refusal}")).spec

@@ -5,7 +5,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::call::validate::Announcement;
+use crate::call::spec::Announcement;
 
 #[derive(Parser)]
 struct Cli {

@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
 
-use super::{Trouble, answer, trouble};
+use super::{ApiError, answer};
+use crate::error_chain::error_chain;
 use crate::runner::{Place, RunnerError};
 
 /// To establish a connection.
@@ -79,8 +80,8 @@ fn service_account(no_kubeconfig: &KubeconfigError) -> Result<(Config, String), 
         Err(error) => Err(RunnerError {
             message: format!(
                 "no cluster is configured: kubeconfig: {}; service account: {}",
-                trouble::story(no_kubeconfig),
-                trouble::story(&error)
+                error_chain(no_kubeconfig),
+                error_chain(&error)
             ),
             retry_after: None,
         }),
@@ -89,7 +90,7 @@ fn service_account(no_kubeconfig: &KubeconfigError) -> Result<(Config, String), 
 
 fn unusable(error: &dyn std::error::Error) -> RunnerError {
     RunnerError {
-        message: format!("the configuration of the cluster cannot be used: {}", trouble::story(error)),
+        message: format!("the configuration of the cluster cannot be used: {}", error_chain(error)),
         retry_after: None,
     }
 }
@@ -102,21 +103,21 @@ async fn identity(client: &Client, namespace: &str) -> Result<String, RunnerErro
             message: format!("the API server gave no UID for the namespace `{namespace}`"),
             retry_after: None,
         }),
-        Err(trouble) => Err(explain(trouble, namespace)),
+        Err(error) => Err(explain(error, namespace)),
     }
 }
 
-fn explain(trouble: Trouble, namespace: &str) -> RunnerError {
-    let advice = if trouble.not_found() {
+fn explain(error: ApiError, namespace: &str) -> RunnerError {
+    let advice = if error.not_found() {
         format!(
             "the namespace `{namespace}` does not exist; create it (`kubectl create namespace {namespace}`) or set JOB_NAMESPACE"
         )
-    } else if trouble.forbidden() {
+    } else if error.forbidden() {
         format!(
             "the namespace `{namespace}` may not be read; grant `get` on it (deploy/base has a Role) or set CLUSTER_NAME"
         )
     } else {
-        return trouble.into();
+        return error.into();
     };
-    RunnerError { message: format!("{advice}: {}", trouble.words()), ..trouble.into() }
+    RunnerError { message: format!("{advice}: {}", error.words()), ..error.into() }
 }

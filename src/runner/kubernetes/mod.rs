@@ -1,10 +1,10 @@
 //! Jobs as `batch/v1` Jobs of a Kubernetes cluster, through `kube`. Every request is idempotent and ends within
 //! 15 seconds; whether there is another one is the caller's decision.
 
+mod api_error;
 mod connect;
 mod secret;
 mod trimmed;
-mod trouble;
 mod watch;
 
 use std::time::Duration;
@@ -18,11 +18,12 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde::Serialize;
 
+use api_error::ApiError;
 pub use connect::{KubernetesSettings, cluster_is_configured};
 use trimmed::TrimmedJob;
-use trouble::Trouble;
 
 use super::{Observation, Place, Runner, RunnerError, StartError};
+use crate::error_chain::error_chain;
 use crate::job::{ANNOTATION_FINGERPRINT, Ending, JobOrder, ObservedJob, Phase, SELECTOR};
 
 /// How long any request but a watch may take.
@@ -64,13 +65,13 @@ impl KubernetesRunner {
     async fn create_or_adopt(&self, order: &JobOrder) -> Result<Job, StartError> {
         match self.create_job(&order.job).await {
             Ok(job) => Ok(job),
-            Err(trouble) if trouble.already_exists() => self.adopt(order).await,
-            Err(trouble) => Err(trouble.fate()),
+            Err(error) if error.already_exists() => self.adopt(order).await,
+            Err(error) => Err(error.fate()),
         }
     }
 
     async fn adopt(&self, order: &JobOrder) -> Result<Job, StartError> {
-        let found = answer(self.jobs.get_opt(order.name())).await.map_err(|trouble| trouble.fate())?;
+        let found = answer(self.jobs.get_opt(order.name())).await.map_err(|error| error.fate())?;
         let job = found.ok_or_else(|| later(format!("the Job {} was removed just now", order.name())))?;
         if fingerprint(&job) != fingerprint(&order.job) {
             return Err(StartError::Conflict(order.name().to_owned()));
@@ -85,10 +86,10 @@ impl KubernetesRunner {
         let Some(secret) = secret::of(order, job).filter(|_| waits(job)) else {
             return Ok(());
         };
-        let Err(trouble) = self.put(&secret).await.map_err(|trouble| secret::guard(trouble, order)) else {
+        let Err(error) = self.put(&secret).await.map_err(|error| secret::guard(error, order)) else {
             return Ok(());
         };
-        let fate = trouble.fate();
+        let fate = error.fate();
         if matches!(fate, StartError::Refused(_))
             && let Err(error) = self.stop(order.name()).await
         {
@@ -99,9 +100,9 @@ impl KubernetesRunner {
 
     /// Creates a Secret in place of one that a deleted Job of the same name left behind. Without reading that one: so the
     /// operator needs no right to read Secrets.
-    async fn put(&self, secret: &Secret) -> Result<(), Trouble> {
+    async fn put(&self, secret: &Secret) -> Result<(), ApiError> {
         match self.create_secret(secret).await {
-            Err(trouble) if trouble.already_exists() => {}
+            Err(error) if error.already_exists() => {}
             other => return other,
         }
         let name = secret.metadata.name.as_deref().unwrap_or_default();
@@ -109,17 +110,17 @@ impl KubernetesRunner {
         self.create_secret(secret).await
     }
 
-    async fn create_job(&self, job: &Job) -> Result<Job, Trouble> {
+    async fn create_job(&self, job: &Job) -> Result<Job, ApiError> {
         let request = creation(self.jobs.resource_url(), job)?;
         answer(self.client.request::<TrimmedJob>(request)).await.map(|TrimmedJob(job)| job)
     }
 
-    async fn create_secret(&self, secret: &Secret) -> Result<(), Trouble> {
+    async fn create_secret(&self, secret: &Secret) -> Result<(), ApiError> {
         let request = creation(self.secrets.resource_url(), secret)?;
         answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
     }
 
-    async fn pods_of(&self, job: &str) -> Result<Vec<Pod>, Trouble> {
+    async fn pods_of(&self, job: &str) -> Result<Vec<Pod>, ApiError> {
         let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={job}"));
         Ok(answer(self.pods.list(&selector)).await?.items)
     }
@@ -171,18 +172,18 @@ impl Runner for KubernetesRunner {
 }
 
 /// What the server says, or why it does not, within [`REQUEST_TIMEOUT`].
-async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-        Ok(answer) => answer.map_err(Trouble::from),
+        Ok(answer) => answer.map_err(ApiError::from),
         Err(_) => {
-            Err(Trouble::Silence(format!("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())))
+            Err(ApiError::Silence(format!("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())))
         }
     }
 }
 
-fn gone_is_fine<T>(answer: Result<T, Trouble>) -> Result<(), Trouble> {
+fn gone_is_fine<T>(answer: Result<T, ApiError>) -> Result<(), ApiError> {
     match answer {
-        Err(trouble) if !trouble.not_found() => Err(trouble),
+        Err(error) if !error.not_found() => Err(error),
         _ => Ok(()),
     }
 }
@@ -202,8 +203,8 @@ fn later(message: String) -> StartError {
 
 /// Asks for the metadata only: of a Job the rest is known, and of a Secret no answer may hold a password, since `kube` logs
 /// answers that it cannot read.
-fn creation<K: Serialize>(url: &str, resource: &K) -> Result<http::Request<Vec<u8>>, Trouble> {
-    let unsendable = |error: &dyn std::error::Error| Trouble::Unsendable(trouble::story(error));
+fn creation<K: Serialize>(url: &str, resource: &K) -> Result<http::Request<Vec<u8>>, ApiError> {
+    let unsendable = |error: &dyn std::error::Error| ApiError::Unsendable(error_chain(error));
     let body = serde_json::to_vec(resource).map_err(|error| unsendable(&error))?;
     let request = kube::core::Request::new(url).create(&post(), body);
     let mut request = request.map_err(|error| unsendable(&error))?;

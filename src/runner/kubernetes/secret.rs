@@ -7,12 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use secrecy::ExposeSecret;
 
-use super::Trouble;
-use crate::job::{JobOrder, build};
+use super::ApiError;
+use crate::job::{JobOrder, manifest};
 
 /// The Secret of an order, owned by its Job, so that it goes when the Job goes; `None` when there are no passwords.
 pub(super) fn of(order: &JobOrder, job: &Job) -> Option<Secret> {
-    let mut secret = build::secret(order)?;
+    let mut secret = manifest::secret(order)?;
     // The Job's removal need not wait for the Secret's.
     let owner = job.controller_owner_ref(&())?;
     secret.metadata.owner_references = Some(vec![OwnerReference { block_owner_deletion: Some(false), ..owner }]);
@@ -21,21 +21,21 @@ pub(super) fn of(order: &JobOrder, job: &Job) -> Option<Secret> {
 
 /// Withholds the server's words when they hold a password. The API server itself only names keys; an admission webhook may
 /// quote whatever it likes.
-pub(super) fn guard(trouble: Trouble, order: &JobOrder) -> Trouble {
-    let words = trouble.words();
+pub(super) fn guard(error: ApiError, order: &JobOrder) -> ApiError {
+    let words = error.words();
     let encoded = |password: &str| data_encoding::BASE64.encode(password.as_bytes());
     let told = order
         .passwords
         .values()
         .map(ExposeSecret::expose_secret)
         .any(|password| !password.is_empty() && (words.contains(password) || words.contains(&encoded(password))));
-    match trouble {
-        Trouble::Answer(mut status) if told => {
+    match error {
+        ApiError::Answer(mut status) if told => {
             status.message = "the API server's words on the Secret are withheld, since they hold a password".to_owned();
             status.details = None;
-            Trouble::Answer(status)
+            ApiError::Answer(status)
         }
-        trouble => trouble,
+        error => error,
     }
 }
 
@@ -50,7 +50,7 @@ mod tests {
     fn guarded(words: &str) -> String {
         let passwords = BTreeMap::from([("SIP_PASSWORD".to_owned(), "hunter2".into())]);
         let order = JobOrder { job: Job::default(), passwords };
-        guard(Trouble::Answer(Status::failure(words, "Forbidden").with_code(403).boxed()), &order).words()
+        guard(ApiError::Answer(Status::failure(words, "Forbidden").with_code(403).boxed()), &order).words()
     }
 
     #[test]

@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::job::ObservedJob;
-    use crate::job::build::build;
+    use crate::job::manifest::build;
     use crate::job::samples::{call, defaults, spec};
 
     #[test]

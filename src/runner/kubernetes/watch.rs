@@ -10,7 +10,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::time::Instant;
 
 use super::trimmed::TrimmedJob;
-use super::trouble;
+use crate::error_chain::error_chain;
 use crate::job::{ObservedJob, SELECTOR};
 use crate::retry::Retry;
 use crate::runner::Observation;
@@ -45,12 +45,12 @@ impl Watch {
         loop {
             match tokio::time::timeout_at(self.list_again_at, self.events.next()).await {
                 Ok(Some(Ok(event))) => {
-                    if let Some(observation) = self.take(event) {
+                    if let Some(observation) = self.apply(event) {
                         self.retry.worked();
                         return observation;
                     }
                 }
-                Ok(Some(Err(error))) => tokio::time::sleep(self.retry.failed(trouble::story(&error))).await,
+                Ok(Some(Err(error))) => tokio::time::sleep(self.retry.failed(error_chain(&error))).await,
                 // A watcher does not end; if one did, a new one begins with a list as well.
                 Ok(None) | Err(_) => self.events = events(&self.jobs),
             }
@@ -58,7 +58,7 @@ impl Watch {
     }
 
     /// Keeps of each Job only what is needed, and of a list nothing before it is complete.
-    fn take(&mut self, event: Event<TrimmedJob>) -> Option<Observation> {
+    fn apply(&mut self, event: Event<TrimmedJob>) -> Option<Observation> {
         match event {
             Event::Init => {
                 self.list.clear();

@@ -1,0 +1,81 @@
+//! Accepting calls: the request into the queue, and the record that it is there.
+
+use bytes::Bytes;
+
+use super::{Api, Error, Parts};
+use crate::{
+    call::{Call, CallId, Change, Status, StatusEvent, validate::Parsed},
+    clock::{self, now},
+    nats::NatsErrorKind,
+    queue::inbox::Labels,
+};
+
+/// A call that was accepted durably.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// Its present state.
+    pub event: StatusEvent,
+    /// False when the same id and request had been accepted before.
+    pub fresh: bool,
+}
+
+impl Api {
+    /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
+    /// when the request has none.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing was accepted then (or, when NATS is unavailable, perhaps), and the same request with the same
+    /// id may be sent again.
+    pub async fn submit(
+        &self,
+        parsed: Parsed,
+        body: Bytes,
+        idempotency_key: Option<CallId>,
+    ) -> Result<Accepted, Error> {
+        let parts = self.parts()?;
+        let given = parsed.id.or(idempotency_key);
+        let is_new = given.is_none();
+        let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec);
+        if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
+    }
+}
+
+impl Parts {
+    /// The request first, then the record that it is queued: a refused request leaves nothing behind, and a record that gets
+    /// lost is made up for by whoever dials.
+    async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
+        let queued_at = now();
+        let labels = Labels { id: &call.id, attempt: 1, queued_at };
+        let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
+            .expect("a call may begin with `queued`");
+        self.inbox.publish(labels, body).await?;
+        match self.log.append(queued.clone(), 0).await {
+            Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
+            Err(error) if error.kind() == NatsErrorKind::Stale => {
+                Ok(Accepted { event: self.unless_conflict(call).await?.unwrap_or(queued), fresh: true })
+            }
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "a call is in the queue, and its record is not confirmed");
+                Ok(Accepted { event: queued, fresh: true })
+            }
+        }
+    }
+
+    /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
+    /// first answer may have been lost on the way, and the dialler drops the second message.
+    async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
+        let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
+        if event.status == Status::Queued {
+            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at };
+            self.inbox.publish(labels, body).await?;
+        }
+        Ok(Accepted { event, fresh: false })
+    }
+
+    async fn unless_conflict(&self, call: &Call) -> Result<Option<StatusEvent>, Error> {
+        match self.log.last(&call.name).await? {
+            Some(last) if last.event.fingerprint != call.fingerprint => Err(Error::Conflict(call.id.to_string())),
+            last => Ok(last.map(|last| last.event)),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Why a request of the outside was not carried out, in terms that every way in can word for its users.
+
+use crate::nats::{NatsError, NatsErrorKind};
+
+/// Why not.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The id belongs to another request.
+    #[error(
+        "id `{0}` was used for another request; the first call is untouched. Use a new id, or send the same request"
+    )]
+    Conflict(String),
+    /// The cursor was not made by this program.
+    #[error("`{0}` is not a valid cursor; pass the one from the `Link` header")]
+    BadCursor(String),
+    /// The queue is full: nothing was accepted.
+    #[error("the queue is full; nothing was accepted, try again later")]
+    Full(#[source] NatsError),
+    /// The request does not fit into a message.
+    #[error("the request is larger than a message may be")]
+    TooLarge(#[source] NatsError),
+    /// The record of this one call cannot be decoded.
+    #[error("the record of this call cannot be read")]
+    Unreadable(#[source] NatsError),
+    /// NATS does not answer. What was asked for may have been done.
+    #[error("NATS does not answer; with an id, the same request may safely be sent again")]
+    Unavailable(#[source] NatsError),
+}
+
+impl From<NatsError> for Error {
+    fn from(error: NatsError) -> Self {
+        match error.kind() {
+            NatsErrorKind::Full => Self::Full(error),
+            NatsErrorKind::TooLarge => Self::TooLarge(error),
+            NatsErrorKind::Corrupt => Self::Unreadable(error),
+            NatsErrorKind::Unavailable | NatsErrorKind::Refused | NatsErrorKind::Stale => Self::Unavailable(error),
+        }
+    }
+}

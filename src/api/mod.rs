@@ -1,0 +1,200 @@
+//! What the outside may ask for (accept a call, find one, page through them, cancel, readiness), in the core's own terms: HTTP
+//! knows this and nothing of NATS.
+
+mod accept;
+mod cancel;
+mod error;
+
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_nats::{Client, connection::State};
+use futures::{StreamExt, stream};
+
+use crate::{
+    call::{CallId, CallName, Status, StatusEvent},
+    call_index::{CallIndex, Key},
+    nats::NatsError,
+    queue::{Inbox, scheduled::Timers},
+    status_log::StatusLog,
+};
+
+pub use crate::queue::control::QueueState;
+pub use accept::Accepted;
+pub use cancel::BatchCancel;
+pub use error::Error;
+
+/// Records read from the log at once for one page.
+const READS_AT_ONCE: usize = 64;
+
+/// Accepts calls and answers what is asked about them. Made before NATS answers; until [`Api::open`] it says that it is not ready.
+#[derive(Clone, Default)]
+pub struct Api {
+    parts: Arc<OnceLock<Parts>>,
+    runner_listed: Arc<AtomicBool>,
+    queue: Arc<Mutex<Option<QueueState>>>,
+}
+
+/// What the API works with.
+pub struct Parts {
+    /// For how NATS is.
+    pub client: Client,
+    /// The status log.
+    pub log: StatusLog,
+    /// For requests.
+    pub inbox: Inbox,
+    /// For requests that wait for their moment.
+    pub timers: Timers,
+    /// Which calls there are.
+    pub index: CallIndex,
+    /// Namespace of the Jobs.
+    pub namespace: String,
+}
+
+/// Which calls to list.
+#[derive(Debug, Clone, Default)]
+pub struct PageQuery {
+    /// Only these states.
+    pub status: Option<Status>,
+    /// Only this batch.
+    pub batch: Option<String>,
+    /// At most that many, 1 to 1000.
+    pub limit: usize,
+    /// Where the page before ended, as [`Page::next`] gave it.
+    pub cursor: Option<String>,
+}
+
+/// One page of calls, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The calls.
+    pub calls: Vec<StatusEvent>,
+    /// Cursor of the next page, when there is one.
+    pub next: Option<String>,
+}
+
+/// One thing that the operator needs, and whether it has it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Readiness {
+    /// `nats`, `runner` or `index`.
+    pub name: &'static str,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// More for people; never a secret.
+    pub detail: String,
+}
+
+impl Api {
+    /// Begins to work.
+    pub fn open(&self, parts: Parts) {
+        if self.parts.set(parts).is_err() {
+            tracing::error!("the API is opened once");
+        }
+    }
+
+    /// Notes that the runner has shown what it has.
+    pub fn set_runner_listed(&self) {
+        self.runner_listed.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes how the queue is.
+    pub fn set_queue_state(&self, state: Option<QueueState>) {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// How the queue was when it was looked at last; `None` while NATS does not say.
+    pub fn queue_state(&self) -> Option<QueueState> {
+        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of the remembered calls are in a state.
+    pub fn count_of(&self, status: Status) -> usize {
+        self.parts.get().map_or(0, |parts| parts.index.count_of(status))
+    }
+
+    /// The present state of a call, by the name of any of its Jobs or by its id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] or [`Error::Unreadable`] when the log cannot be read.
+    pub async fn find(&self, name_or_id: &str) -> Result<Option<StatusEvent>, Error> {
+        let parts = self.parts()?;
+        if let Some(name) = CallName::of_job(name_or_id)
+            && let Some(last) = parts.log.last(&name).await?
+            && (name_or_id == name.as_str() || had_attempt(&last.event, name_or_id))
+        {
+            return Ok(Some(last.event));
+        }
+        let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
+        Ok(parts.log.last(&id.name()).await?.map(|last| last.event))
+    }
+
+    /// Calls, newest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn page(&self, query: &PageQuery) -> Result<Page, Error> {
+        let parts = self.parts()?;
+        let before = match &query.cursor {
+            Some(text) => Some(Key::from_cursor(text).ok_or_else(|| Error::BadCursor(text.clone()))?),
+            None => None,
+        };
+        let found = parts.index.page(query.status, query.batch.as_deref(), before, query.limit + 1);
+        let next = found.get(query.limit.saturating_sub(1)).filter(|_| found.len() > query.limit);
+        let next = next.map(|(key, _)| key.to_cursor());
+        Ok(Page { calls: parts.records(&found[..found.len().min(query.limit)]).await?, next })
+    }
+
+    /// Everything that must be ready before the operator is.
+    pub fn readiness(&self) -> Vec<Readiness> {
+        let parts = self.parts.get();
+        let nats = parts.is_some_and(|parts| parts.client.connection_state() == State::Connected);
+        let runner = self.runner_listed.load(Ordering::Relaxed);
+        let index = parts.is_some_and(|parts| parts.index.is_caught_up());
+        let check = |name, ready, yes: &str, no: &str| Readiness {
+            name,
+            ready,
+            detail: if ready { yes } else { no }.to_owned(),
+        };
+        vec![
+            check("nats", nats, "connected", "not connected"),
+            check("runner", runner, "its Jobs are known", "has not shown its Jobs yet"),
+            check("index", index, "caught up with the status log", "has not caught up with the status log yet"),
+        ]
+    }
+
+    /// What is needed to answer, while NATS is there to be asked: otherwise a request would wait for it.
+    fn parts(&self) -> Result<&Parts, NatsError> {
+        let parts = self.parts.get().ok_or_else(|| NatsError::unavailable("not connected yet"))?;
+        match parts.client.connection_state() {
+            State::Connected => Ok(parts),
+            _ => Err(NatsError::unavailable("the connection is lost")),
+        }
+    }
+}
+
+/// Whether the call had an attempt with that Job name.
+fn had_attempt(event: &StatusEvent, job: &str) -> bool {
+    (1..=event.attempt).any(|attempt| event.name.job(attempt) == job)
+}
+
+impl Parts {
+    async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Error> {
+        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.at(*sequence).await) });
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
+        let mut events = Vec::with_capacity(found.len());
+        while let Some((key, sequence, event)) = reads.next().await {
+            match event? {
+                Some(event) => events.push(event),
+                None => self.index.forget(key, sequence),
+            }
+        }
+        Ok(events)
+    }
+
+    /// `None` when the record has expired meanwhile.
+    async fn at(&self, sequence: u64) -> Result<Option<StatusEvent>, NatsError> {
+        Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
+    }
+}

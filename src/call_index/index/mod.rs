@@ -1,0 +1,186 @@
+//! The index behind the view: pure, and as small as a call can be kept.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use super::Brief;
+use crate::call::Status;
+
+/// Where a call stands in the order: when it was queued (milliseconds since the epoch), then a hash of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    queued: u64,
+    call: u64,
+}
+
+impl Key {
+    const OLDEST: Self = Self { queued: 0, call: 0 };
+    /// Newer than any: milliseconds since the epoch take 48 bits.
+    const END: Self = Self { queued: u64::MAX, call: u64::MAX };
+
+    /// As text that a client hands back to get the next page.
+    pub fn to_cursor(self) -> String {
+        format!("{:012x}{:016x}", self.queued, self.call)
+    }
+
+    /// Back from text; `None` for a text that is no cursor.
+    pub fn from_cursor(text: &str) -> Option<Self> {
+        let (queued, call) = text.split_at_checked(12).filter(|(_, call)| call.len() == 16)?;
+        let number = |hex: &str| u64::from_str_radix(hex, 16).ok();
+        Some(Self { queued: number(queued)?, call: number(call)? })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    key: Key,
+    sequence: u64,
+    /// From when on its record is kept for as long as the log keeps one, in seconds since the epoch.
+    kept_from: u32,
+    status: Status,
+    batch: Option<u32>,
+}
+
+/// Every call that the log has a record of.
+#[derive(Default)]
+pub(super) struct Index {
+    calls: HashMap<u64, Entry>,
+    all: ByStatus,
+    counts: [usize; Status::ALL.len()],
+    by_batch: HashMap<u32, Batch>,
+    batches: HashMap<String, u32>,
+    /// Of the next new batch. Not reused before all others were: four billion batches later.
+    next_batch: u32,
+    /// Whether everything that was in the log at start has been seen.
+    pub(super) caught_up: bool,
+}
+
+struct Batch {
+    name: String,
+    calls: ByStatus,
+}
+
+/// Calls by their state, each state's in their order: so a page of the few in a rare state does not pass over the many in
+/// another.
+#[derive(Default)]
+struct ByStatus(BTreeSet<(Status, Key)>);
+
+impl ByStatus {
+    /// The newest ones before `end`, newest first: of one state, or of all.
+    fn newest(&self, status: Option<Status>, end: Key, limit: usize) -> Vec<Key> {
+        if let Some(status) = status {
+            return self.of(status, end).take(limit).collect();
+        }
+        let mut newest: Vec<Key> =
+            Status::ALL.into_iter().flat_map(|status| self.of(status, end).take(limit)).collect();
+        newest.sort_unstable_by(|one, other| other.cmp(one));
+        newest.truncate(limit);
+        newest
+    }
+
+    fn of(&self, status: Status, end: Key) -> impl Iterator<Item = Key> {
+        self.0.range((status, Key::OLDEST)..(status, end)).rev().map(|(_, key)| *key)
+    }
+}
+
+impl Index {
+    pub(super) fn count(&self) -> usize {
+        self.calls.len()
+    }
+
+    pub(super) fn count_of(&self, status: Status) -> usize {
+        self.counts[status as usize]
+    }
+
+    pub(super) fn apply(&mut self, brief: &Brief, sequence: u64) {
+        let call = hash(brief.name.as_str());
+        if self.calls.get(&call).is_some_and(|known| known.sequence >= sequence) {
+            return;
+        }
+        self.forget(call, |_| true);
+        let key = Key { queued: u64::try_from(brief.queued_at.as_millisecond()).unwrap_or(0), call };
+        let batch = brief.batch.as_deref().map(|name| self.batch_number(name));
+        let kept_from = brief.not_before.map_or(brief.time, |moment| moment.max(brief.time)).as_second();
+        let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
+        self.calls.insert(call, Entry { key, sequence, kept_from, status: brief.status, batch });
+        self.all.0.insert((brief.status, key));
+        self.counts[brief.status as usize] += 1;
+        if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
+            batch.calls.0.insert((brief.status, key));
+        }
+    }
+
+    fn batch_number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.batches.get(name) {
+            return *number;
+        }
+        let number = self.next_batch;
+        self.next_batch = number.wrapping_add(1);
+        self.batches.insert(name.to_owned(), number);
+        self.by_batch.insert(number, Batch { name: name.to_owned(), calls: ByStatus::default() });
+        number
+    }
+
+    /// Forgets a call that is still at that record.
+    pub(super) fn forget_at(&mut self, key: Key, sequence: u64) {
+        self.forget(key.call, |entry| entry.sequence == sequence);
+    }
+
+    fn forget(&mut self, call: u64, condition: impl Fn(&Entry) -> bool) {
+        let Some(entry) = self.calls.get(&call).copied().filter(condition) else { return };
+        self.calls.remove(&call);
+        self.all.0.remove(&(entry.status, entry.key));
+        self.counts[entry.status as usize] -= 1;
+        if let Some(number) = entry.batch {
+            self.leave_batch(number, &(entry.status, entry.key));
+        }
+    }
+
+    /// A batch without calls is forgotten, or their names would pile up for ever.
+    fn leave_batch(&mut self, number: u32, place: &(Status, Key)) {
+        let Some(batch) = self.by_batch.get_mut(&number) else { return };
+        batch.calls.0.remove(place);
+        if batch.calls.0.is_empty()
+            && let Some(batch) = self.by_batch.remove(&number)
+        {
+            self.batches.remove(&batch.name);
+        }
+    }
+
+    pub(super) fn page(
+        &self,
+        status: Option<Status>,
+        batch: Option<&str>,
+        before: Option<Key>,
+        limit: usize,
+    ) -> Vec<(Key, u64)> {
+        let calls = match batch {
+            Some(name) => self.batches.get(name).and_then(|number| self.by_batch.get(number)).map(|batch| &batch.calls),
+            None => Some(&self.all),
+        };
+        let keys = calls.map(|calls| calls.newest(status, before.unwrap_or(Key::END), limit)).unwrap_or_default();
+        keys.into_iter().filter_map(|key| Some((key, self.calls.get(&key.call)?.sequence))).collect()
+    }
+
+    /// A call was queued before it ended, so only those queued before `oldest` (seconds since the epoch) can be meant.
+    pub(super) fn drop_finals_before(&mut self, oldest: i64) {
+        let oldest = u32::try_from(oldest.max(0)).unwrap_or(u32::MAX);
+        let end = Key { queued: u64::from(oldest) * 1000, ..Key::OLDEST };
+        let finals = Status::ALL.into_iter().filter(|status| status.always_final() || *status == Status::Failed);
+        let old: Vec<u64> = finals.flat_map(|status| self.all.of(status, end)).map(|key| key.call).collect();
+        for call in old {
+            self.forget(call, |entry| entry.kept_from < oldest);
+        }
+    }
+}
+
+fn hash(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

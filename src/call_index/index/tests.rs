@@ -1,0 +1,165 @@
+//! The index against a plain list of calls.
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+
+fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief {
+    let name = serde_json::from_value(name.into()).expect("a name is a text");
+    let queued_at = Timestamp::from_millisecond(queued).expect("in range");
+    Brief { name, job: None, status, queued_at, time: queued_at, not_before: None, batch: batch.map(str::to_owned) }
+}
+
+fn sequences(index: &Index, status: Option<Status>, batch: Option<&str>) -> Vec<u64> {
+    index.page(status, batch, None, 100).into_iter().map(|(_, sequence)| sequence).collect()
+}
+
+#[test]
+fn a_call_is_listed_once_newest_first_with_its_last_record() {
+    let mut index = Index::default();
+    index.apply(&brief("a", Status::Queued, 1, None), 1);
+    index.apply(&brief("b", Status::Queued, 2, Some("x")), 2);
+    index.apply(&brief("a", Status::Pending, 1, None), 3);
+    index.apply(&brief("a", Status::Queued, 1, None), 1);
+    assert_eq!(sequences(&index, None, None), [2, 3]);
+    assert_eq!(sequences(&index, Some(Status::Queued), None), [2]);
+    assert_eq!(sequences(&index, Some(Status::Pending), None), [3]);
+    assert_eq!(sequences(&index, None, Some("x")), [2]);
+    assert_eq!(sequences(&index, Some(Status::Pending), Some("x")), Vec::<u64>::new());
+    assert_eq!(sequences(&index, None, Some("y")), Vec::<u64>::new());
+}
+
+#[test]
+fn pages_follow_one_another_without_gap_or_repetition() {
+    let mut index = Index::default();
+    for number in 0..25_u64 {
+        index.apply(&brief(&format!("call-{number}"), Status::Queued, (number / 3) as i64, None), number + 1);
+    }
+    let (mut seen, mut before) = (Vec::new(), None);
+    loop {
+        let page = index.page(None, None, before, 10);
+        let Some((last, _)) = page.last() else { break };
+        before = Key::from_cursor(&last.to_cursor());
+        seen.extend(page.into_iter().map(|(_, sequence)| sequence));
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=25).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_no_cursor_is_refused() {
+    for text in ["", "zz", "é", "0123456789ab", "0123456789ab0123456789abcdefg", "00000000000é000000000000000"] {
+        assert_eq!(Key::from_cursor(text), None, "{text}");
+    }
+}
+
+#[test]
+fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
+    let mut index = Index::default();
+    let ended = |name: &str, second: i64| {
+        let time = Timestamp::from_second(second).expect("in range");
+        Brief { time, ..brief(name, Status::Succeeded, 1, Some("x")) }
+    };
+    index.apply(&ended("long ago", 99), 1);
+    index.apply(&Brief { not_before: Timestamp::from_second(200).ok(), ..ended("early", 98) }, 2);
+    index.apply(&ended("just now", 101), 3);
+    index.apply(&brief("waits", Status::Queued, 1, None), 4);
+    index.drop_finals_before(100);
+    let mut left = sequences(&index, None, None);
+    left.sort_unstable();
+    assert_eq!(left, [2, 3, 4]);
+}
+
+#[test]
+fn a_batch_that_has_no_calls_any_more_leaves_nothing_behind() {
+    let mut index = Index::default();
+    for number in 0..100 {
+        index.apply(&brief("a", Status::Queued, 1, Some(&format!("batch-{number}"))), number + 1);
+    }
+    assert_eq!((index.batches.len(), index.by_batch.len()), (1, 1));
+}
+
+/// What happens to a index.
+#[derive(Debug, Clone)]
+enum Event {
+    Take { call: u8, status: Status, batch: Option<u8>, sequence: u64 },
+    Forget { call: u8, sequence: u64 },
+    Sweep { oldest: i64 },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let status = prop::sample::select(Status::ALL.to_vec());
+    prop_oneof![
+        8 => (0..12_u8, status, prop::option::of(0..3_u8), 1..200_u64)
+            .prop_map(|(call, status, batch, sequence)| Event::Take { call, status, batch, sequence }),
+        1 => (0..12_u8, 1..200_u64).prop_map(|(call, sequence)| Event::Forget { call, sequence }),
+        1 => (0..220_i64).prop_map(|oldest| Event::Sweep { oldest }),
+    ]
+}
+
+/// A call is queued at its number (in seconds, two calls at a time), and a record is made at its sequence.
+fn brief_of(call: u8, status: Status, batch: Option<u8>, sequence: u64) -> Brief {
+    let queued = i64::from(call / 2) * 1000;
+    let time = Timestamp::from_second(sequence as i64).expect("in range");
+    Brief { time, ..brief(&format!("call-{call}"), status, queued, batch.map(|b| format!("b{b}")).as_deref()) }
+}
+
+type Model = std::collections::BTreeMap<u8, (u64, Status, Option<u8>)>;
+
+fn take(model: &mut Model, event: &Event) {
+    match *event {
+        Event::Take { call, status, batch, sequence } => {
+            let known = model.get(&call).map_or(0, |known| known.0);
+            if sequence > known {
+                model.insert(call, (sequence, status, batch));
+            }
+        }
+        Event::Forget { call, sequence } => {
+            model.retain(|known, (last, ..)| *known != call || *last != sequence);
+        }
+        Event::Sweep { oldest } => model.retain(|call, (sequence, status, _)| {
+            let is_final = status.always_final() || *status == Status::Failed;
+            !is_final || *sequence as i64 >= oldest || i64::from(call / 2) >= oldest
+        }),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_view_answers_as_a_plain_list_of_calls_would(
+        events in prop::collection::vec(event(), 0..120),
+        status in prop::option::of(prop::sample::select(Status::ALL.to_vec())),
+        batch in prop::option::of(0..3_u8),
+    ) {
+        let (mut index, mut model) = (Index::default(), Model::new());
+        for event in &events {
+            take(&mut model, event);
+            match *event {
+                Event::Take { call, status, batch, sequence } => {
+                    index.apply(&brief_of(call, status, batch, sequence), sequence);
+                }
+                Event::Forget { call, sequence } => {
+                    let name = format!("call-{call}");
+                    index.forget_at(Key { queued: u64::from(call / 2) * 1000, call: hash(&name) }, sequence);
+                }
+                Event::Sweep { oldest } => index.drop_finals_before(oldest),
+            }
+        }
+        let wanted = |(_, s, b): &&(u64, Status, Option<u8>)| {
+            status.is_none_or(|status| *s == status) && batch.is_none_or(|batch| *b == Some(batch))
+        };
+        let mut expected: Vec<u64> = model.values().filter(wanted).map(|known| known.0).collect();
+        let page = index.page(status, batch.map(|b| format!("b{b}")).as_deref(), None, 100);
+        prop_assert!(page.windows(2).all(|pair| pair[0].0 > pair[1].0), "newest first");
+        let mut listed: Vec<u64> = page.into_iter().map(|(_, sequence)| sequence).collect();
+        listed.sort_unstable();
+        expected.sort_unstable();
+        prop_assert_eq!(listed, expected);
+        for status in Status::ALL {
+            let count = model.values().filter(|known| known.1 == status).count();
+            prop_assert_eq!(index.count_of(status), count);
+        }
+        prop_assert_eq!(index.count(), model.len());
+    }
+}

@@ -1,0 +1,227 @@
+//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, and its
+//! `Idempotency-Key`.
+
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use http::{HeaderMap, header};
+use tokio::time::timeout;
+
+use super::HttpSettings;
+use super::problem::{Kind, Problem};
+use crate::call::CallId;
+
+/// How much of a body that is too large is read and forgotten, and for how long, so that the client gets to read the answer
+/// instead of a connection reset in the middle of its writing.
+const DISCARD_BYTES: usize = 8 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// The header that names a request whose body has no id (draft-ietf-httpapi-idempotency-key-header).
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Accepts JSON under any of its names, and no name at all. Everything else is refused, above all the three types that a
+/// form on any web page can send.
+///
+/// # Errors
+/// 415.
+pub(super) fn json_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || essence == "text/json" || essence.ends_with("+json") {
+        return Ok(());
+    }
+    let detail = format!("`{essence}` is not accepted: send `Content-Type: application/json` (curl: `--json`)");
+    Err(Problem::new(Kind::UnsupportedMediaType, detail))
+}
+
+/// Reads a body; never holds more than the limit.
+///
+/// # Errors
+/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+pub(super) async fn read<S, B>(settings: &HttpSettings, headers: &HeaderMap, body: S) -> Result<Bytes, Problem>
+where
+    S: Stream<Item = Result<B, warp::Error>>,
+    B: Buf,
+{
+    let mut body = pin!(body);
+    let limit = settings.max_body_bytes;
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit as u64) {
+        // Who asks before sending is told before sending.
+        if !headers.contains_key(header::EXPECT) {
+            discard(body).await;
+        }
+        return Err(Problem::too_large(limit));
+    }
+    let whole = timeout(settings.body_timeout, collect(body.as_mut(), limit)).await.unwrap_or_else(|_| {
+        let seconds = settings.body_timeout.as_secs_f32();
+        Err(Broken::Is(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s"))))
+    });
+    match whole {
+        Ok(bytes) => Ok(bytes),
+        Err(Broken::TooLarge) => {
+            discard(body).await;
+            Err(Problem::too_large(limit))
+        }
+        Err(Broken::Is(problem)) => Err(problem),
+    }
+}
+
+/// Why a body was not read whole.
+enum Broken {
+    TooLarge,
+    Is(Problem),
+}
+
+async fn collect<S, B>(mut body: Pin<&mut S>, limit: usize) -> Result<Bytes, Broken>
+where
+    S: Stream<Item = Result<B, warp::Error>>,
+    B: Buf,
+{
+    // Nearly every body comes in one piece, which then is not copied.
+    let mut whole = Bytes::new();
+    let mut more = BytesMut::new();
+    while let Some(piece) = body.next().await {
+        let mut piece =
+            piece.map_err(|_| Broken::Is(Problem::new(Kind::BadRequest, "the body broke off before its end")))?;
+        if whole.len() + more.len() + piece.remaining() > limit {
+            return Err(Broken::TooLarge);
+        }
+        if whole.is_empty() && more.is_empty() {
+            whole = piece.copy_to_bytes(piece.remaining());
+        } else {
+            more.extend_from_slice(&std::mem::take(&mut whole));
+            more.extend_from_slice(&piece.copy_to_bytes(piece.remaining()));
+        }
+    }
+    Ok(if more.is_empty() { whole } else { more.freeze() })
+}
+
+async fn discard<S, B>(mut body: Pin<&mut S>)
+where
+    S: Stream<Item = Result<B, warp::Error>>,
+    B: Buf,
+{
+    let mut left = DISCARD_BYTES;
+    let reading = async {
+        while let Some(Ok(piece)) = body.next().await {
+            match left.checked_sub(piece.remaining()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // Running out of time is as good an end as any: the answer is the same.
+    let _ = timeout(DISCARD_TIME, reading).await;
+}
+
+/// The id that the `Idempotency-Key` header names, with or without the quotes that the draft asks for. Only looked at when the
+/// body has no `id`: that one says who the call is wherever else the request travels, so it goes first.
+///
+/// # Errors
+/// 422 when it is no id, or when there are several.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Problem> {
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    let wrong = |message: String| Problem::invalid_field("Idempotency-Key", message);
+    if keys.next().is_some() {
+        return Err(wrong("given more than once; send one".to_owned()));
+    }
+    let text = std::str::from_utf8(key.as_bytes()).map_err(|_| wrong("is not UTF-8".to_owned()))?;
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    CallId::parse(text).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures::stream;
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(given: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in given {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn pieces(pieces: &'static [&'static str]) -> impl Stream<Item = Result<&'static [u8], warp::Error>> {
+        stream::iter(pieces.iter().map(|piece| Ok(piece.as_bytes())))
+    }
+
+    fn small() -> HttpSettings {
+        HttpSettings { max_body_bytes: 6, ..HttpSettings::default() }
+    }
+
+    #[test]
+    fn json_under_any_name_passes_and_what_a_form_can_send_does_not() {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.x+json", "text/json"] {
+            assert!(json_type(&headers(&[("content-type", good)])).is_ok(), "{good}");
+        }
+        assert!(json_type(&HeaderMap::new()).is_ok());
+        for bad in
+            ["text/xml", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+        {
+            let problem = json_type(&headers(&[("content-type", bad)])).unwrap_err();
+            assert_eq!(problem.kind(), Kind::UnsupportedMediaType, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_put_together_up_to_the_limit_and_not_beyond() {
+        let none = HeaderMap::new();
+        for (given, expected) in [(&[][..], ""), (&["abcdef"], "abcdef"), (&["ab", "", "cd", "ef"], "abcdef")] {
+            assert_eq!(read(&small(), &none, pieces(given)).await.unwrap(), expected);
+        }
+        for given in [&["abcdefg"][..], &["abc", "def", "g"]] {
+            assert_eq!(read(&small(), &none, pieces(given)).await.unwrap_err().kind(), Kind::TooLarge);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_declared_length_over_the_limit_is_refused_unread_when_the_client_asks_first() {
+        let asks = headers(&[("content-length", "7"), ("expect", "100-continue")]);
+        let unread = stream::poll_fn(|_| -> std::task::Poll<Option<Result<&[u8], warp::Error>>> { panic!("was read") });
+        assert_eq!(read(&small(), &asks, unread).await.unwrap_err().kind(), Kind::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_body_that_is_too_large_is_read_so_that_the_client_gets_to_the_answer() {
+        for headers in [HeaderMap::new(), headers(&[("content-length", "12")])] {
+            let mut count = 0;
+            let counted = pieces(&["abcdef", "abcdef", "abcdef"]).inspect(|_| count += 1);
+            assert_eq!(read(&small(), &headers, counted).await.unwrap_err().kind(), Kind::TooLarge);
+            assert_eq!(count, 3);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = stream::pending::<Result<&[u8], warp::Error>>();
+        assert_eq!(read(&small(), &HeaderMap::new(), never).await.unwrap_err().kind(), Kind::BodyTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endless_body_is_neither_held_nor_read_for_ever() {
+        let endless = stream::repeat_with(|| Ok(&[0_u8; 4096][..]));
+        assert_eq!(read(&small(), &HeaderMap::new(), endless).await.unwrap_err().kind(), Kind::TooLarge);
+        let stalls = pieces(&["abcdefg"]).chain(stream::pending());
+        assert_eq!(read(&small(), &HeaderMap::new(), stalls).await.unwrap_err().kind(), Kind::TooLarge);
+    }
+
+    #[test]
+    fn an_idempotency_key_is_an_id_with_or_without_quotes() {
+        let key = |given: &'static str| idempotency_key(&headers(&[(IDEMPOTENCY_KEY, given)]));
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
+        assert_eq!(key("order/42").unwrap().unwrap().as_str(), "order/42");
+        assert_eq!(key("\"order/42\"").unwrap().unwrap().as_str(), "order/42");
+        assert_eq!(key("").unwrap_err().errors()[0].field, "Idempotency-Key");
+        let twice = headers(&[(IDEMPOTENCY_KEY, "a"), (IDEMPOTENCY_KEY, "b")]);
+        assert_eq!(idempotency_key(&twice).unwrap_err().kind(), Kind::InvalidRequest);
+    }
+}

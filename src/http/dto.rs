@@ -1,0 +1,282 @@
+//! What answers look like: the seed operator's fields first, under its names, then ours.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::Serialize;
+use warp::reply::Response;
+
+use crate::api::{self, Readiness};
+use crate::call::{Outcome, Status, StatusEvent};
+
+/// The answer to `POST /call`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Accepted<'a> {
+    /// The call's name, which is the name of its first attempt's Job; `GET /jobs/{job_name}` tells how it is.
+    pub job_name: &'a str,
+    /// Kubernetes namespace of the Job.
+    pub namespace: &'a str,
+    /// The call's present state: `queued` or `scheduled` unless it is a duplicate.
+    pub status: Status,
+    /// The call's id.
+    pub id: &'a str,
+    /// True when the same id and request had been accepted before: no second call is made.
+    pub duplicate: bool,
+}
+
+impl<'a> From<&'a api::Accepted> for Accepted<'a> {
+    fn from(accepted: &'a api::Accepted) -> Self {
+        let event = &accepted.event;
+        Self {
+            job_name: event.name.as_str(),
+            namespace: &event.namespace,
+            status: event.status,
+            id: event.id.as_str(),
+            duplicate: !accepted.fresh,
+        }
+    }
+}
+
+/// A call as `GET /jobs` shows it: the seed's five fields, then the rest of its last [`StatusEvent`]. Times are RFC 3339.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Job<'a> {
+    /// The call's name, which is the name of its first attempt's Job.
+    pub name: &'a str,
+    /// Kubernetes namespace of the Job.
+    pub namespace: &'a str,
+    /// The call's present state.
+    pub status: Status,
+    /// When the Job of the current attempt was made; null before.
+    pub created_at: Option<Timestamp>,
+    /// When the call ended; null before, also between a failed attempt and its redial.
+    pub completed_at: Option<Timestamp>,
+    /// The call's id.
+    pub id: &'a str,
+    /// The current attempt's Job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<&'a str>,
+    /// The cluster (or machine) that claimed the attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<&'a str>,
+    /// How many changes of state there were.
+    pub revision: u64,
+    /// Whether the call has ended: nothing changes any more.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// Attempt number, from 1; 0 before the first is claimed.
+    pub attempt: u32,
+    /// How many attempts the call may take.
+    pub max_attempts: u32,
+    /// The batch that the caller named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<&'a str>,
+    /// The destination that is dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dest: Option<&'a str>,
+    /// When the last change was recorded.
+    pub time: Timestamp,
+    /// When the request entered the queue.
+    pub queued_at: Timestamp,
+    /// Not dialled before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// When the attempt's pod or process began to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When the next attempt, or a call with `not_before`, is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<Timestamp>,
+    /// The caller's exit code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// What became of the attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// The last SIP code that the caller saw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sip_code: Option<u16>,
+    /// Why, where the state alone does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    /// The end of the caller's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<&'a str>,
+    /// The caller's own `metadata`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: &'a BTreeMap<String, String>,
+    /// Hash of the request, passwords left out.
+    pub fingerprint: &'a str,
+    /// Sequence in the queue's stream of the message that claimed the attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_sequence: Option<u64>,
+}
+
+impl<'a> From<&'a StatusEvent> for Job<'a> {
+    fn from(event: &'a StatusEvent) -> Self {
+        // Every field by name, so that one added to the event does not compile until it is shown.
+        let StatusEvent {
+            id,
+            name,
+            job,
+            namespace,
+            cluster,
+            status,
+            revision,
+            is_final,
+            attempt,
+            batch,
+            dest,
+            time,
+            queued_at,
+            not_before,
+            created_at,
+            started_at,
+            completed_at,
+            due_at,
+            exit_code,
+            outcome,
+            sip_code,
+            reason,
+            message,
+            metadata,
+            fingerprint,
+            queue_sequence,
+            max_attempts,
+        } = event;
+        Self {
+            name: name.as_str(),
+            namespace,
+            status: *status,
+            created_at: *created_at,
+            // A client that waits for `completed_at` must not take a failed attempt for the end of the call.
+            completed_at: completed_at.filter(|_| *is_final),
+            id: id.as_str(),
+            job: job.as_deref(),
+            cluster: cluster.as_deref(),
+            revision: *revision,
+            is_final: *is_final,
+            attempt: *attempt,
+            max_attempts: *max_attempts,
+            batch: batch.as_deref(),
+            dest: dest.as_deref(),
+            time: *time,
+            queued_at: *queued_at,
+            not_before: *not_before,
+            started_at: *started_at,
+            due_at: *due_at,
+            exit_code: *exit_code,
+            outcome: *outcome,
+            sip_code: *sip_code,
+            reason: reason.as_deref(),
+            message: message.as_deref(),
+            metadata,
+            fingerprint: fingerprint.as_str(),
+            queue_sequence: *queue_sequence,
+        }
+    }
+}
+
+/// The answer to `GET /readyz`.
+#[derive(Debug, Serialize)]
+pub struct Ready {
+    /// Whether everything is ready.
+    pub ready: bool,
+    /// Each thing that must be.
+    pub checks: Vec<Readiness>,
+}
+
+impl Ready {
+    /// Ready when every check is.
+    pub(super) fn of(checks: Vec<Readiness>) -> Self {
+        Self { ready: checks.iter().all(|check| check.ready), checks }
+    }
+}
+
+/// A JSON answer that no proxy may keep, because every one of them is out of date a moment later.
+pub(super) fn json<T: Serialize + ?Sized>(status: StatusCode, body: &T) -> Response {
+    let bytes = serde_json::to_vec(body).expect("answers are made of texts, numbers and times, which always serialize");
+    raw_json(status, bytes)
+}
+
+/// As [`json`], for what is serialized already.
+pub(super) fn raw_json(status: StatusCode, bytes: impl Into<bytes::Bytes>) -> Response {
+    let mut response = Response::new(bytes.into().into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn event(extra: Value) -> StatusEvent {
+        let mut event = json!({
+            "id": "order/42", "name": "sipcall-order-42-abcdefghij", "namespace": "sipstuff", "status": "queued",
+            "revision": 1, "final": false, "attempt": 0, "time": "2026-07-01T10:00:00Z",
+            "queued_at": "2026-07-01T10:00:00Z", "fingerprint": "f", "max_attempts": 2,
+        });
+        event.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        serde_json::from_value(event).unwrap()
+    }
+
+    fn ended(is_final: bool) -> StatusEvent {
+        event(json!({
+            "status": "failed", "revision": 4, "final": is_final, "attempt": 1, "job": "sipcall-order-42-abcdefghij",
+            "cluster": "c", "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
+            "started_at": "2026-07-01T10:00:02Z", "completed_at": "2026-07-01T10:00:03Z", "exit_code": 1,
+            "outcome": "busy", "sip_code": 486, "reason": "r", "message": "m", "metadata": {"k": "v"},
+            "queue_sequence": 7, "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
+        }))
+    }
+
+    #[test]
+    fn the_seeds_five_fields_come_first_and_are_there_even_as_null() {
+        let text = serde_json::to_string(&Job::from(&event(json!({})))).unwrap();
+        let seed = r#"{"name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","created_at":null,"completed_at":null,"#;
+        assert!(text.starts_with(seed), "{text}");
+    }
+
+    #[test]
+    fn a_job_shows_every_field_of_the_event_once() {
+        let event = ended(true);
+        let shown: Value = serde_json::to_value(Job::from(&event)).unwrap();
+        assert_eq!(shown, serde_json::to_value(&event).unwrap());
+        let text = serde_json::to_string(&Job::from(&event)).unwrap();
+        assert_eq!(text.matches("\"name\"").count(), 1);
+    }
+
+    #[test]
+    fn a_call_with_a_redial_to_come_has_not_completed() {
+        let (failed, last) = (ended(false), ended(true));
+        assert_eq!(Job::from(&failed).completed_at, None);
+        assert!(Job::from(&last).completed_at.is_some());
+    }
+
+    #[test]
+    fn an_acceptance_begins_with_the_seeds_three_fields() {
+        let accepted = api::Accepted { event: event(json!({})), fresh: false };
+        let text = serde_json::to_string(&Accepted::from(&accepted)).unwrap();
+        assert_eq!(
+            text,
+            r#"{"job_name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","id":"order/42","duplicate":true}"#
+        );
+    }
+
+    #[test]
+    fn one_check_that_is_not_ready_makes_all_not_ready() {
+        let check = |name, ready| Readiness { name, ready, detail: String::new() };
+        assert!(Ready::of(vec![check("nats", true), check("index", true)]).ready);
+        let ready = Ready::of(vec![check("nats", true), check("index", false)]);
+        let body = serde_json::to_value(&ready).unwrap();
+        assert_eq!(body["ready"], false);
+        assert_eq!(body["checks"][1], json!({"name": "index", "ready": false, "detail": ""}));
+    }
+}

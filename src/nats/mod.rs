@@ -1,0 +1,18 @@
+//! The client's side of NATS: the connection, what can go wrong with it, the streams, and publishing with an acknowledgement.
+//! Apart from [`crate::queue`] and [`crate::status_log`], which say what the messages mean.
+
+pub mod connect;
+pub mod error;
+pub mod publish;
+pub mod streams;
+
+pub use connect::NatsSettings;
+pub use error::{NatsError, NatsErrorKind};
+pub use streams::{Names, StreamSettings};
+
+use jiff::Timestamp;
+
+/// Nanoseconds since the epoch as a timestamp; NATS sends none outside of its range.
+pub(crate) fn timestamp(nanoseconds: i128) -> Timestamp {
+    Timestamp::from_nanosecond(nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}

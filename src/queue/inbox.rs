@@ -1,0 +1,140 @@
+//! The inbox: publishing requests into it, and what one delivery of one of its messages says.
+
+use async_nats::{
+    HeaderMap, Subject,
+    jetstream::{Context, Message},
+};
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::in_flight::MessageId;
+use crate::{
+    call::CallId,
+    nats::{Names, NatsError, publish::publish, timestamp},
+};
+
+/// Header: the call's id, where the body does not name one. Survives the server's scheduler, which drops `Nats-Msg-Id`.
+pub const HEADER_CALL_ID: &str = "Sip-Call-Id";
+/// Header: which attempt a message asks for, from 1 (when absent).
+pub const HEADER_ATTEMPT: &str = "Sip-Attempt";
+/// Header: when the request first entered the queue, RFC 3339. Present when it was accepted by us, and on a redial.
+pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
+/// Header: when a message that a timer fired was due, RFC 3339. Absent from any other.
+pub const HEADER_DUE: &str = "Sip-Due";
+
+/// What a request is published with.
+#[derive(Debug, Clone, Copy)]
+pub struct Labels<'a> {
+    /// The call's id.
+    pub id: &'a CallId,
+    /// The attempt that it asks for, from 1.
+    pub attempt: u32,
+    /// When the request first entered the queue.
+    pub queued_at: Timestamp,
+}
+
+impl Labels<'_> {
+    /// As headers of a message.
+    pub(super) fn headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER_CALL_ID, self.id.as_str());
+        headers.insert(HEADER_ATTEMPT, self.attempt.to_string().as_str());
+        headers.insert(HEADER_QUEUED_AT, self.queued_at.to_string().as_str());
+        headers
+    }
+}
+
+/// Publishes requests.
+#[derive(Clone)]
+pub struct Inbox {
+    jetstream: Context,
+    subject: Subject,
+}
+
+impl Inbox {
+    /// Publishes to the subject of call requests.
+    pub fn new(jetstream: Context, names: &Names) -> Self {
+        Self { jetstream, subject: names.calls.clone().into() }
+    }
+
+    /// Puts a request into the queue and returns once the server has stored it.
+    ///
+    /// # Errors
+    /// [`NatsError`]; when NATS is unavailable, it may be stored all the same.
+    pub async fn publish(&self, labels: Labels<'_>, body: Bytes) -> Result<(), NatsError> {
+        self.send(labels.headers(), body).await
+    }
+
+    /// Puts a request that came due into the queue, as it was.
+    ///
+    /// # Errors
+    /// As for [`Self::publish`].
+    pub async fn forward(&self, delivery: &Delivery) -> Result<(), NatsError> {
+        let mut headers = HeaderMap::new();
+        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE] {
+            if let Some(value) = delivery.header(name) {
+                headers.insert(name, value);
+            }
+        }
+        self.send(headers, delivery.payload.clone()).await
+    }
+
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<(), NatsError> {
+        publish(&self.jetstream, self.subject.clone(), headers, body).await.map(drop)
+    }
+}
+
+/// One delivery of one message of the queue.
+pub struct Delivery {
+    /// The request as it was published.
+    pub payload: Bytes,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// The subject it was published on.
+    pub subject: String,
+    /// Its sequence in the queue's stream: the same for every delivery of it.
+    pub sequence: u64,
+    /// When it was stored.
+    pub published: Timestamp,
+    /// Where this delivery is acknowledged.
+    pub reply: Subject,
+}
+
+impl Delivery {
+    /// Takes a message apart; `None` when it does not come from a JetStream consumer.
+    pub fn of(message: Message) -> Option<Self> {
+        let (sequence, published) = {
+            let info = message.info().ok()?;
+            (info.stream_sequence, timestamp(info.published.unix_timestamp_nanos()))
+        };
+        let message = message.message;
+        Some(Self {
+            payload: message.payload,
+            headers: message.headers.unwrap_or_default(),
+            subject: message.subject.to_string(),
+            sequence,
+            published,
+            reply: message.reply?,
+        })
+    }
+
+    /// Which message this is a delivery of.
+    pub fn message(&self) -> MessageId {
+        (self.sequence, self.published)
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+
+    /// Which attempt the message asks for, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.header(HEADER_ATTEMPT).and_then(|text| text.parse().ok()).filter(|attempt| *attempt > 0).unwrap_or(1)
+    }
+
+    /// When the request first entered the queue.
+    pub fn queued_at(&self) -> Timestamp {
+        self.header(HEADER_QUEUED_AT).and_then(|text| text.parse().ok()).unwrap_or(self.published)
+    }
+}

@@ -1,0 +1,184 @@
+//! Messages that the client library cannot hand over: a header block that is not UTF-8, or has a line without a colon, ends
+//! the connection. So nobody sees the message, it comes again after every ack wait, and whatever is delivered beside it is
+//! lost until then.
+//!
+//! So what comes again is looked at by its sequence in the stream, where headers are Base64 and harm nobody.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Context,
+    consumer::{Info, PullConsumer},
+    response::Response,
+    stream::Stream,
+};
+use async_nats::{HeaderMap, HeaderName};
+use data_encoding::BASE64;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Delivery, InFlight};
+use crate::{
+    nats::{Names, NatsError},
+    retry::Retry,
+};
+
+/// How often is looked whether a message comes again: well within the ack wait.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The server's word for there being no such message.
+const NO_MESSAGE: u64 = 10037;
+
+/// Header of a dead letter: the header block that could not be read, as far as it is text.
+const HEADER_BLOCK: &str = "Sip-Original-Headers";
+
+/// Looks, for ever; `put_aside` gets each unreadable message, with what is wrong with it, before it is removed from the queue.
+pub async fn watch<F, Done>(jetstream: Context, names: Names, in_flight: InFlight, put_aside: F)
+where
+    F: Fn(Delivery, String) -> Done,
+    Done: Future<Output = ()>,
+{
+    let mut readable = BTreeSet::new();
+    let mut retry = Retry::new("look for unreadable messages");
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match look(&jetstream, &names, &in_flight, &mut readable, &put_aside).await {
+            Ok(()) => retry.worked(),
+            Err(error) => tokio::time::sleep(retry.failed(error.chain())).await,
+        }
+    }
+}
+
+/// Looks at what was delivered more than once and is not in work here; each message once.
+async fn look<F, Done>(
+    jetstream: &Context,
+    names: &Names,
+    in_flight: &InFlight,
+    readable: &mut BTreeSet<u64>,
+    put_aside: &F,
+) -> Result<(), NatsError>
+where
+    F: Fn(Delivery, String) -> Done,
+    Done: Future<Output = ()>,
+{
+    let stream: Stream<()> = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
+    let mut consumer: PullConsumer =
+        jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await.map_err(NatsError::of)?;
+    let Info { num_redelivered, ack_floor, delivered, .. } = consumer.info().await.map_err(NatsError::of)?;
+    let (acknowledged, last) = (ack_floor.stream_sequence, delivered.stream_sequence);
+    *readable = readable.split_off(&(acknowledged + 1));
+    let mut next = acknowledged + 1;
+    while *num_redelivered > 0 && next <= last {
+        let Some(stored) = Stored::from(jetstream, names, next).await? else { break };
+        next = stored.seq + 1;
+        if stored.seq > last || in_flight.contains(stored.seq) || !readable.insert(stored.seq) {
+            continue;
+        }
+        if let Err(problem) = stored.headers_can_be_read() {
+            let sequence = stored.seq;
+            put_aside(stored.into_delivery(), problem.to_owned()).await;
+            if let Err(error) = stream.delete_message(sequence).await {
+                tracing::debug!(%error, sequence, "another replica may have removed it");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A message as the stream's API shows it.
+#[derive(Debug, Deserialize)]
+struct Stored {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+    time: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    message: Stored,
+}
+
+impl Stored {
+    /// The first message of the queue from that sequence on.
+    async fn from(jetstream: &Context, names: &Names, sequence: u64) -> Result<Option<Self>, NatsError> {
+        let subject = format!("STREAM.MSG.GET.{}", names.calls_stream);
+        let wish = json!({"seq": sequence, "next_by_subj": names.calls});
+        match jetstream.request(subject, &wish).await.map_err(NatsError::of)? {
+            Response::Ok(Answer { message }) => Ok(Some(message)),
+            Response::Err { error } if error.error_code().0 == NO_MESSAGE => Ok(None),
+            Response::Err { error } => Err(NatsError::of(error)),
+        }
+    }
+
+    fn block(&self) -> Vec<u8> {
+        BASE64.decode(self.hdrs.as_bytes()).unwrap_or_default()
+    }
+
+    fn headers_can_be_read(&self) -> Result<(), &'static str> {
+        let block = self.block();
+        if block.is_empty() { Ok(()) } else { can_be_read(&block) }
+    }
+
+    fn into_delivery(self) -> Delivery {
+        let mut headers = HeaderMap::new();
+        let text = String::from_utf8_lossy(&self.block()).replace(char::is_control, " ");
+        headers.insert(HEADER_BLOCK, text.as_str());
+        let payload = BASE64.decode(self.data.as_bytes()).unwrap_or_default().into();
+        Delivery {
+            payload,
+            headers,
+            subject: self.subject,
+            sequence: self.seq,
+            published: self.time,
+            reply: "nobody.waits".into(),
+        }
+    }
+}
+
+/// Whether the client library hands a message with this header block over.
+fn can_be_read(block: &[u8]) -> Result<(), &'static str> {
+    let mut lines = str::from_utf8(block).map_err(|_| "they are not UTF-8")?.lines();
+    if !lines.next().is_some_and(|line| line.starts_with("NATS/1.0")) {
+        return Err("they do not begin with `NATS/1.0`");
+    }
+    for line in lines.filter(|line| !line.is_empty() && !line.starts_with(char::is_whitespace)) {
+        let (name, _) = line.split_once(':').ok_or("a line has no colon")?;
+        HeaderName::from_str(name).map_err(|_| "a name has a character that is not allowed")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_library_reads_is_told_from_what_it_does_not() {
+        let good: [&[u8]; 5] = [
+            b"NATS/1.0\r\n\r\n",
+            b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+            b"NATS/1.0\r\nNats-Msg-Id: a\r\nX: b: c\r\n\r\n",
+            "NATS/1.0\r\nX:M\u{fc}ller\r\n\r\n".as_bytes(),
+            b"NATS/1.0\r\nX: a\r\n  b\r\n\r\n",
+        ];
+        for block in good {
+            assert_eq!(can_be_read(block), Ok(()), "{}", String::from_utf8_lossy(block));
+        }
+        let bad: [&[u8]; 5] = [
+            b"NATS/1.0\r\nX: M\xfcller\r\n\r\n",
+            b"NATS/1.0\r\nno colon\r\n\r\n",
+            b"NATS/1.0\r\nBad Name: x\r\n\r\n",
+            b"HTTP/1.1\r\n\r\n",
+            b"\r\n",
+        ];
+        for block in bad {
+            assert!(can_be_read(block).is_err(), "{}", String::from_utf8_lossy(block));
+        }
+    }
+}
