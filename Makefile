@@ -37,7 +37,7 @@ test: ## Run every test, against a real nats-server and Kubernetes API
 .PHONY: torture
 torture: ## Place 10,000 calls while everything fails 200 times: ARGS='TORTURE_SEED=7 TORTURE_CALLS=500 TORTURE_FAULTS=20'
 	@$(nats) $(kubernetes) env TORTURE_SEED=$$(date +%s) TORTURE_CALLS=10000 TORTURE_FAULTS=200 $(ARGS) \
-		cargo test --features failpoints --test stories torture:: -- --nocapture
+		cargo test --features failpoints --test integration chaos:: -- --nocapture
 
 .PHONY: check
 check: ## Look at formatting, lints, documentation, dependencies, generated files

@@ -10,8 +10,8 @@ use sipstuff_operator::job::{JobOrder, Phase};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
-use crate::kubernetes_runner::{SOON, end_pod, order_with_password, phase_becomes, settings};
-use crate::stage::{Stage, request_of};
+use crate::runners::kubernetes::{SOON, end_pod, order_with_password, phase_becomes, settings};
+use crate::support::setup::{Stage, request_of};
 use crate::support::status::delete;
 use crate::support::{ControlPlane, Namespace, Operator, eventually, operator, post_call};
 

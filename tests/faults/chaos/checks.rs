@@ -11,8 +11,8 @@ use kube::api::ListParams;
 use sipstuff_operator::call::{Outcome, Status, StatusEvent};
 
 use super::faults::Injected;
+use super::histories::{self, Stories};
 use super::plan::Planned;
-use super::story::{self, Stories};
 use super::traffic::{Answer, Answers};
 use super::world::World;
 use crate::support::status::{messages_in, recorded};
@@ -68,7 +68,7 @@ impl Verdict {
     }
 
     fn every_story_is_one(&mut self) {
-        for (what, holds) in story::RULES {
+        for (what, holds) in histories::RULES {
             let offenders =
                 self.stories.by_name.iter().filter(|(_, events)| !holds(events)).map(|(name, _)| name.clone());
             let offenders = offenders.collect();
@@ -133,7 +133,7 @@ impl Verdict {
 
     fn the_limit_holds(&mut self, world: &World) {
         let limit = world.plan.active_calls();
-        let (most, at) = story::most_active(&self.stories.events);
+        let (most, at) = histories::most_active(&self.stories.events);
         self.notes.push(format!("at most {most} calls in progress by the log, limit {limit}"));
         self.expect(most <= limit, &format!("{most} calls were in progress at record {at}, the limit is {limit}"));
         // A Job that is deleted by hand is gone before its pod is.

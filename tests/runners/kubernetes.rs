@@ -461,7 +461,7 @@ async fn a_secret_that_the_api_server_does_not_take_refuses_the_call_and_leaves_
 async fn a_policy_that_denies_a_job_refuses_it() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let runner = runner(&namespace).await;
-    let policy = include_str!("data/deny-calls-to-49309.yaml").replace("NAMESPACE", &namespace.name);
+    let policy = include_str!("../data/deny-calls-to-49309.yaml").replace("NAMESPACE", &namespace.name);
     namespace.apply(&policy).await;
     // The API server compiles policies in the background.
     let denied = eventually_some("the policy is in force", SOON, async || {

@@ -7,8 +7,8 @@
 mod checks;
 mod dice;
 mod faults;
+mod histories;
 mod plan;
-mod story;
 mod traffic;
 mod world;
 
