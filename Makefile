@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 # More words for the program that a target runs: make test ARGS='--test dialler'
 ARGS ?=
 
-# The stories wait more than they compute, most of all for the ack wait of 30 s.
+# The tests wait more than they compute, most of all for the ack wait of 30 s.
 export RUST_TEST_THREADS ?= 6
 
 # Where cargo builds.
@@ -34,10 +34,10 @@ run: ## The same, kept running to try things on until Ctrl-C
 test: ## Run every test, against a real nats-server and Kubernetes API
 	@$(nats) $(kubernetes) cargo test --features failpoints $(ARGS)
 
-.PHONY: torture
-torture: ## Place 10,000 calls while everything fails 200 times: ARGS='TORTURE_SEED=7 TORTURE_CALLS=500 TORTURE_FAULTS=20'
-	@$(nats) $(kubernetes) env TORTURE_SEED=$$(date +%s) TORTURE_CALLS=10000 TORTURE_FAULTS=200 $(ARGS) \
-		cargo test --features failpoints --test stories torture:: -- --nocapture
+.PHONY: chaos
+chaos: ## Place 10,000 calls under 200 faults: ARGS='CHAOS_SEED=7 CHAOS_CALLS=500 CHAOS_FAULTS=20'
+	@$(nats) $(kubernetes) env CHAOS_SEED=$$(date +%s) CHAOS_CALLS=10000 CHAOS_FAULTS=200 $(ARGS) \
+		cargo test --features failpoints --test integration faults::chaos:: -- --nocapture
 
 .PHONY: check
 check: ## Look at formatting, lints, documentation, dependencies, generated files

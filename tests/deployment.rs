@@ -10,8 +10,8 @@ use sipstuff_operator::job::{JobOrder, Phase};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
-use crate::kubernetes_runner::{SOON, end_pod, order_with_password, phase_becomes, settings};
-use crate::stage::{Stage, request_of};
+use crate::runners::kubernetes::{SOON, end_pod, order_with_password, phase_becomes, settings};
+use crate::support::setup::{Stage, request_of};
 use crate::support::status::delete;
 use crate::support::{ControlPlane, Namespace, Operator, eventually, operator, post_call};
 
@@ -52,7 +52,7 @@ async fn deploy(namespace: &Namespace, less: Option<(&str, &str)>) -> PathBuf {
 async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), RunnerError> {
     let settings = KubernetesSettings { kubeconfig: Some(kubeconfig.to_owned()), ..settings(namespace) };
     let runner = KubernetesRunner::connect(settings).await?;
-    let order = order_with_password(namespace, CallId::fresh().as_str());
+    let order = order_with_password(namespace, sipstuff_operator::clock::fresh_id().as_str());
     runner.check().await?;
     let mut stream = runner.observe();
     stream.next().await;

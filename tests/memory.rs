@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use sipstuff_operator::call::Status;
 
-use crate::stage::{PATIENCE, Stage, request_of};
 use crate::support::node::Instant;
+use crate::support::setup::{PATIENCE, Stage, request_of};
 use crate::support::status::messages_in;
 use crate::support::{ControlPlane, NodeOptions, Operator, eventually};
 

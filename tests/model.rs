@@ -29,19 +29,21 @@ use futures::stream::{self, BoxStream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
+use sipstuff_operator::api::{self, Api};
 use sipstuff_operator::call::{Call, CallId, Fingerprint, Status, StatusEvent, validate};
-use sipstuff_operator::desk::{self, Desk};
+use sipstuff_operator::call_index::CallIndex;
 use sipstuff_operator::dialler::{Dialler, Limits};
 use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrder, ObservedJob, Phase};
-use sipstuff_operator::jobs::JobView;
-use sipstuff_operator::log::StatusLog;
-use sipstuff_operator::queue::dead::DeadLetters;
-use sipstuff_operator::queue::intake::Holds;
-use sipstuff_operator::queue::presence::Presence;
-use sipstuff_operator::queue::submit::{Labels, Submitter};
-use sipstuff_operator::queue::{Delivery, HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Names, StreamSettings, streams};
+use sipstuff_operator::job_watch::Sightings;
+use sipstuff_operator::nats::{Names, StreamSettings, streams};
+use sipstuff_operator::queue::Delivery;
+use sipstuff_operator::queue::dead_letters::DeadLetters;
+use sipstuff_operator::queue::heartbeat::Heartbeat;
+use sipstuff_operator::queue::in_flight::InFlight;
+use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox, Labels};
+use sipstuff_operator::queue::scheduled::Timers;
 use sipstuff_operator::runner::{Observation, Place, Runner, RunnerError, StartError};
-use sipstuff_operator::tracker::Sightings;
+use sipstuff_operator::status_log::StatusLog;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -304,8 +306,9 @@ struct World {
     consumer: PullConsumer,
     names: Names,
     log: StatusLog,
-    submitter: Submitter,
-    desk: Desk,
+    inbox: Inbox,
+    timers: Timers,
+    api: Api,
     clusters: BTreeMap<&'static str, Arc<Cluster>>,
     diallers: Vec<(Arc<Dialler>, Arc<Line>)>,
     bucket: jetstream::kv::Store,
@@ -355,13 +358,14 @@ impl World {
         let consumer = streams::ensure(&js, &settings).await.unwrap();
         let bucket = streams::bucket(&js, &settings).await.unwrap();
         let log = StatusLog::open(js.clone(), &names, KEEP).await.unwrap();
-        let submitter = Submitter::new(js.clone(), &names);
-        let desk = Desk::default();
-        desk.open(desk::Parts {
+        let (inbox, timers) = (Inbox::new(js.clone(), &names), Timers::new(js.clone(), &names));
+        let api = Api::default();
+        api.open(api::Parts {
             client: client.clone(),
             log: log.clone(),
-            submitter: submitter.clone(),
-            view: JobView::default(),
+            inbox: inbox.clone(),
+            timers: timers.clone(),
+            index: CallIndex::default(),
             namespace: "calls".to_owned(),
         });
         let clusters = BTreeMap::from(["north", "south"].map(|name| (name, Arc::new(Cluster::default()))));
@@ -372,8 +376,9 @@ impl World {
             consumer,
             names,
             log,
-            submitter,
-            desk,
+            inbox,
+            timers,
+            api,
             clusters,
             diallers: Vec::new(),
             bucket,
@@ -397,13 +402,13 @@ impl World {
             log: self.log.clone(),
             runner: line.clone(),
             sightings: Sightings::default(),
-            holds: Holds::new(self.client.clone()),
-            submitter: self.submitter.clone(),
+            in_flight: InFlight::new(self.client.clone()),
+            timers: self.timers.clone(),
             dead: DeadLetters::new(self.js.clone(), &self.names),
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
-            pace: None,
-            presence: Presence::new(self.bucket.clone(), patience),
+            rate_limit: None,
+            heartbeat: Heartbeat::new(self.bucket.clone(), patience),
             closing,
             tasks: TaskTracker::new(),
             limits: Limits::default(),
@@ -426,7 +431,7 @@ impl World {
             Action::Run { job, end } => self.run(job, end),
             Action::Show { dialler } => self.show(dialler).await,
             Action::Cancel { call } => {
-                if self.desk.cancel(id(call).as_str()).await.unwrap().is_some() {
+                if self.api.cancel(id(call).as_str()).await.unwrap().is_some() {
                     self.cancelled.insert(call);
                 }
             }
@@ -439,7 +444,7 @@ impl World {
         let (id, body) = (id(call), body(call, another));
         if accepted {
             let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now() };
-            self.submitter.publish(labels, body).await.unwrap();
+            self.inbox.publish(labels, body).await.unwrap();
         } else {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(HEADER_CALL_ID, id.as_str());
@@ -461,7 +466,7 @@ impl World {
         for dialler in diallers {
             // A message that a stalled request holds only has its delivery replaced, as in one process.
             let room = self.rooms.clone().acquire_owned().await.unwrap();
-            self.diallers[*dialler].0.take(Delivery::of(message.clone()).unwrap(), room);
+            self.diallers[*dialler].0.accept(Delivery::of(message.clone()).unwrap(), room);
         }
         for dialler in diallers {
             self.rest(*dialler).await;
@@ -526,7 +531,7 @@ impl World {
     async fn show(&self, dialler: usize) {
         let (dialler_, line) = &self.diallers[dialler];
         let jobs = line.cluster.jobs().values().map(|job| job.seen.clone()).collect();
-        if let Some(unfollowed) = dialler_.sightings.take(Observation::All(jobs)) {
+        if let Some(unfollowed) = dialler_.sightings.apply(Observation::All(jobs)) {
             dialler_.reconcile(unfollowed);
         }
         self.rest(dialler).await;
@@ -544,7 +549,7 @@ impl World {
         }
     }
 
-    /// What waits for its moment moves into the queue, as the server and [`sipstuff_operator::queue::due`] do it.
+    /// What waits for its moment moves into the queue, as the server and [`sipstuff_operator::queue::scheduled`] do it.
     async fn fire(&self) {
         let stream = self.js.get_stream(&self.names.schedule_stream).await.unwrap();
         for timer in self.messages(&self.names.schedule_stream, ">").await {

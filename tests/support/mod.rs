@@ -18,7 +18,10 @@ pub mod node;
 pub mod operator;
 pub mod process;
 pub mod proxy;
+pub mod setup;
 pub mod status;
+#[cfg(test)]
+mod tests;
 #[path = "../../src/job/unconfigured.rs"]
 mod unconfigured;
 pub mod wait;

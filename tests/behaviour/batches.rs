@@ -8,9 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use sipstuff_operator::call::{Outcome, Status};
 
-use crate::stage::{PATIENCE, Stage};
 use crate::support::operator::{BINARY, Operator, OperatorOptions};
 use crate::support::process::Scratch;
+use crate::support::setup::{PATIENCE, Stage};
 use crate::support::status::{delete, messages_in, queue_is_empty, recorded};
 use crate::support::{NatsServer, StatusListener, eventually, get_json, post_call, request};
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::batch::v1::Job;
 use nix::sys::signal::Signal;
 use sipstuff_operator::call::Status;
 
-use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::messages_in;
 use crate::support::{Operator, eventually, post_call};
 

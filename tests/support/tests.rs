@@ -238,7 +238,7 @@ async fn servers_and_folders_go_when_the_test_process_is_killed() {
     }
     let scratch = Scratch::new("report");
     let report = scratch.join("report");
-    let name = "support_works::servers_and_folders_go_when_the_test_process_is_killed";
+    let name = "support::tests::servers_and_folders_go_when_the_test_process_is_killed";
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact"])
         .env(OWNER, &report)

@@ -8,9 +8,9 @@ use k8s_openapi::api::batch::v1::Job;
 use serde_json::json;
 use sipstuff_operator::call::{Outcome, Status};
 
-use crate::http;
-use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::behaviour::http;
 use crate::support::operator::Runner;
+use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::queue_is_empty;
 use crate::support::{ControlPlane, Operator, Proxy, eventually, get_json, post_call};
 

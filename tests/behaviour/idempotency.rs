@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use sipstuff_operator::call::Status;
 
-use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::{http_client, messages_in, send};
 use crate::support::{Operator, eventually, post_call};
 

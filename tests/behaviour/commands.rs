@@ -7,10 +7,10 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::Value;
 
-use crate::golden;
-use crate::stage::{Stage, name_of};
+use crate::runners::manifests;
 use crate::support::operator::BINARY;
 use crate::support::process::Scratch;
+use crate::support::setup::{Stage, name_of};
 use crate::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions};
 
 /// Runs the program with nothing of the test's own environment.
@@ -87,7 +87,7 @@ async fn dump(path: &Path, namespace: &str, folder: &Scratch, json: bool) -> Str
 async fn what_dumpjob_prints_is_taken_by_a_cluster_for_every_golden_request() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let folder = Scratch::new("templates");
-    let cases = golden::files("json");
+    let cases = manifests::files("json");
     assert!(cases.len() > 25, "{}", cases.len());
     // All in one go each way: kubectl takes a second to start on a busy machine.
     for json in [false, true] {
@@ -120,9 +120,11 @@ async fn startjob_starts_a_job_that_runs_and_removes_itself() {
         (Some(0), format!("Job {} started in namespace {}\n", name_of("by hand"), namespace.name)),
         "{err}"
     );
-    crate::support::eventually("the call is placed, and the Job removes itself", crate::stage::PATIENCE, async || {
-        stage.calls_with("hello") == 1 && stage.jobs().await.is_empty()
-    })
+    crate::support::eventually(
+        "the call is placed, and the Job removes itself",
+        crate::support::setup::PATIENCE,
+        async || stage.calls_with("hello") == 1 && stage.jobs().await.is_empty(),
+    )
     .await;
     assert_eq!(stage.node().starts()[0].env["SIP_PASSWORD"], "hunter2");
     // None of this needs NATS; without a request nothing rings.

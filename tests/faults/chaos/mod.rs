@@ -1,14 +1,14 @@
-//! The torture: many calls, two replicas, and everything around them failing. What is promised must hold all the same.
+//! Chaos: many calls, two replicas, and faults in everything around them. All guarantees must hold all the same.
 //!
-//! `make torture` for the big one; the one in `make test` is the same, only smaller. A failure prints the seed:
-//! `make torture ARGS='TORTURE_SEED=7 TORTURE_CALLS=150 TORTURE_FAULTS=12'` plays the same calls and the same faults at the same
-//! moments again; what they meet differs, since the machine's timing does.
+//! `make chaos` runs a big one; `make test` the same, only smaller. A failure prints the seed:
+//! `make chaos ARGS='CHAOS_SEED=7 CHAOS_CALLS=150 CHAOS_FAULTS=12'` plays the same calls and the same faults at the same
+//! moments; what they meet differs, since the machine's timing does.
 
 mod checks;
 mod dice;
 mod faults;
+mod histories;
 mod plan;
-mod story;
 mod traffic;
 mod world;
 
@@ -19,25 +19,25 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::consumer::PullConsumer;
 use tokio::task::JoinHandle;
 
-use checks::Verdict;
+use checks::Report;
 use plan::Plan;
 use traffic::Answers;
 use world::World;
 
-/// How often the big one says how far it is.
+/// How often the progress is printed.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// Without any change for so long, it is stuck: three times the queue's patience with a replica that is gone.
+/// Without any change for this long, it is stuck: three times the ack wait after which a lost replica's calls are redelivered.
 const STUCK: Duration = Duration::from_secs(100);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_fails_every_accepted_call_has_one_end_and_no_attempt_is_started_twice() {
     let plan = Plan::from_environment();
-    println!("torture: {plan:?}, at most {} calls at once", plan.active_calls());
-    let world = Arc::new(World::set(plan).await);
+    println!("chaos: {plan:?}, at most {} calls at once", plan.active_calls());
+    let world = Arc::new(World::start(plan).await);
     let before = sizes(&world).await;
     let answers = Arc::new(Answers::default());
     let injected = faults::Injected::default();
-    let progress = tokio::spawn(tell(Arc::clone(&world), Arc::clone(&answers)));
+    let progress = tokio::spawn(print_progress(Arc::clone(&world), Arc::clone(&answers)));
 
     let traffic = tokio::spawn(traffic::run(Arc::clone(&world), Arc::clone(&answers)));
     let faults = tokio::spawn(faults::inject(Arc::clone(&world), Arc::clone(&injected)));
@@ -50,16 +50,16 @@ async fn whatever_fails_every_accepted_call_has_one_end_and_no_attempt_is_starte
     let took = world.begin.elapsed();
     progress.abort();
 
-    let mut verdict = Verdict::of(&world, &answers).await;
-    verdict.expect(drained, "the queue and the schedules do not become empty");
-    verdict.expect_none("Jobs are never let go", released);
+    let mut report = Report::of(&world, &answers).await;
+    report.expect(drained, "the queue and the schedules do not become empty");
+    report.expect_none("Jobs never get a TTL", released);
     let after = settled_sizes(&world, &before).await;
-    verdict.sizes(&before, &after, plan.calls);
-    println!("{}", verdict.figures(&world, &answers, &injected, took));
+    report.sizes(&before, &after, plan.calls);
+    println!("{}", report.figures(&world, &answers, &injected, took));
     world.keep_logs().await;
-    if verdict.is_bad() {
-        println!("{}", verdict.complaint(&world));
-        panic!("TORTURE_SEED={} failed; its logs are in {}", plan.seed, world.logs.display());
+    if report.has_violations() {
+        println!("{}", report.violations(&world));
+        panic!("CHAOS_SEED={} failed; its logs are in {}", plan.seed, world.logs.display());
     }
     if !plan.is_big() {
         let _ = std::fs::remove_dir_all(&world.logs);
@@ -95,7 +95,7 @@ async fn sizes(world: &World) -> Sizes {
     [world.replicas[0].size().await, world.replicas[1].size().await]
 }
 
-/// Connections and tasks that are no more used end within a while.
+/// Waits until connections and tasks that are no longer used have ended.
 async fn settled_sizes(world: &World, before: &Sizes) -> Sizes {
     let begin = Instant::now();
     loop {
@@ -108,13 +108,13 @@ async fn settled_sizes(world: &World, before: &Sizes) -> Sizes {
     }
 }
 
-/// Says, for ever, how far it is.
-async fn tell(world: Arc<World>, answers: Arc<Answers>) {
+/// Prints the progress until it is aborted.
+async fn print_progress(world: Arc<World>, answers: Arc<Answers>) {
     loop {
         tokio::time::sleep(PROGRESS).await;
         let Some((waiting, active)) = queue(&world).await else { continue };
         println!(
-            "{:7.1}s {} of {} handed in, {} started, {waiting} wait, {active} in progress, {} run, {} sent again",
+            "{:7.1}s {} of {} submitted, {} started, {waiting} wait, {active} in progress, {} run, {} sent again",
             world.begin.elapsed().as_secs_f32(),
             answers.count(),
             world.plan.calls,

@@ -1,4 +1,4 @@
-//! What is tortured: two replicas of the operator on one queue and one cluster, each behind proxies of its own.
+//! What the faults happen to: two replicas of the operator on one queue and one cluster, each behind proxies of its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -63,8 +63,8 @@ pub struct Replica {
 }
 
 impl World {
-    pub async fn set(plan: Plan) -> Self {
-        let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("torture-{}", plan.seed));
+    pub async fn start(plan: Plan) -> Self {
+        let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", plan.seed));
         let _ = std::fs::remove_dir_all(&logs);
         std::fs::create_dir_all(&logs).expect("a folder below target/");
         let nats = NatsServer::start().await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sipstuff_operator::call::{CallId, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::{Reply, http_client, messages_in, send};
 use crate::support::{NatsOptions, Operator, eventually};
 

@@ -542,7 +542,7 @@ async fn a_killed_operator_leaves_calls_that_run_once_and_keep_their_exit_code()
     for millis in [0, 3, 10, 30, 300, 1500] {
         let dir = tempfile::tempdir().unwrap();
         let mut operator = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "local_runner::an_operator_to_be_killed", "--ignored"])
+            .args(["--exact", "runners::local::an_operator_to_be_killed", "--ignored"])
             .env("VICTIM_DIR", dir.path())
             .stdout(std::process::Stdio::null())
             .spawn()

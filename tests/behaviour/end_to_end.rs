@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
 use sipstuff_operator::call::{Outcome, Status};
 
-use crate::http;
-use crate::stage::{PATIENCE, Stage, name_of, request_of};
+use crate::behaviour::http;
 use crate::support::node::Instant;
+use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::{messages_in, post_call, queue_is_empty, request};
 use crate::support::{
     ControlPlane, NodeOptions, Operator, OperatorOptions, StatusListener, TestNode, eventually, get_json,

@@ -5,7 +5,7 @@
 pub struct Dice(u64);
 
 impl Dice {
-    /// The source that `seed` names; `stream` tells sources of one seed apart.
+    /// The source that `seed` names; `stream` distinguishes several sources of one seed.
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut dice = Self(seed ^ stream.wrapping_mul(0xD1B5_4A32_D192_ED03));
         dice.next();

@@ -55,40 +55,40 @@ impl Answers {
     }
 }
 
-/// Hands every call of the plan in and returns when all are answered, and all cancels.
+/// Submits every call of the plan; returns when all of them, and all cancels, are answered.
 pub async fn run(world: Arc<World>, answers: Arc<Answers>) {
     let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).build().expect("a plain client");
-    let desk = Arc::new(Clerk { world, answers, http, permits: Semaphore::new(AT_ONCE) });
+    let traffic = Arc::new(Traffic { world, answers, http, permits: Semaphore::new(AT_ONCE) });
     let mut tasks = JoinSet::new();
-    let moments = desk.world.plan.submissions();
-    for (call, at) in desk.world.plan.calls().into_iter().zip(moments) {
-        tokio::time::sleep(at.saturating_sub(desk.world.begin.elapsed())).await;
-        tasks.spawn(Arc::clone(&desk).see_to(call));
+    let moments = traffic.world.plan.submissions();
+    for (call, at) in traffic.world.plan.calls().into_iter().zip(moments) {
+        tokio::time::sleep(at.saturating_sub(traffic.world.begin.elapsed())).await;
+        tasks.spawn(Arc::clone(&traffic).submit_and_cancel(call));
     }
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a request is answered");
     }
 }
 
-struct Clerk {
+struct Traffic {
     world: Arc<World>,
     answers: Arc<Answers>,
     http: reqwest::Client,
     permits: Semaphore,
 }
 
-impl Clerk {
-    async fn see_to(self: Arc<Self>, call: Planned) {
+impl Traffic {
+    async fn submit_and_cancel(self: Arc<Self>, call: Planned) {
         let cancel = async {
             if let Some(after) = call.cancel {
                 tokio::time::sleep(after).await;
                 self.cancel(&call).await;
             }
         };
-        tokio::join!(self.hand_in(&call), cancel);
+        tokio::join!(self.submit(&call), cancel);
     }
 
-    async fn hand_in(&self, call: &Planned) {
+    async fn submit(&self, call: &Planned) {
         let _permit = self.permits.acquire().await.expect("it is never closed");
         let body = call.body();
         let answer = match call.way {

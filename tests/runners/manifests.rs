@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use sipstuff_operator::call::CallId;
 use sipstuff_operator::call::validate::{self, fields::FIELDS};
 use sipstuff_operator::commands::manifest::{JobFlags, to_json, to_yaml};
-use sipstuff_operator::job::build::parse_template;
+use sipstuff_operator::job::manifest::parse_template;
 use sipstuff_operator::job::{JobDefaults, JobOrder};
 
 /// One `.json` file.

@@ -1,4 +1,4 @@
-//! What must hold at the end, looked at from the outside: the status log, the node's own list of starts, the cluster, the queue.
+//! What must hold at the end, checked from the outside: the status log, the node's own list of starts, the cluster, the queue.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
@@ -11,8 +11,8 @@ use kube::api::ListParams;
 use sipstuff_operator::call::{Outcome, Status, StatusEvent};
 
 use super::faults::Injected;
+use super::histories::{self, Histories};
 use super::plan::Planned;
-use super::story::{self, Stories};
 use super::traffic::{Answer, Answers};
 use super::world::World;
 use crate::support::status::{messages_in, recorded};
@@ -24,89 +24,89 @@ pub const MORE_FILES: usize = 24;
 const MORE_MEMORY: u64 = 64 * 1024;
 /// and for each call that it remembers, and whose Job it has seen in a list of all.
 const MEMORY_PER_CALL: u64 = 4;
-/// How many offending calls are told.
-const TOLD: usize = 5;
+/// How many offending calls are shown for each violation.
+const SHOWN: usize = 5;
 
-/// What was found.
-pub struct Verdict {
-    stories: Stories,
-    /// What is wrong, and the calls that it is wrong with.
-    wrong: Vec<(String, Vec<String>)>,
+/// What the checks found.
+pub struct Report {
+    histories: Histories,
+    /// Each violation, and the calls that it concerns.
+    violations: Vec<(String, Vec<String>)>,
     notes: Vec<String>,
 }
 
-impl Verdict {
-    /// Looks at everything.
+impl Report {
+    /// Runs every check.
     pub async fn of(world: &World, answers: &Answers) -> Self {
-        let stories = Stories::new(recorded(&world.js(), "sip.status.*").await, world.node.starts());
-        let mut verdict = Self { stories, wrong: Vec::new(), notes: Vec::new() };
+        let histories = Histories::new(recorded(&world.js(), "sip.status.*").await, world.node.starts());
+        let mut report = Self { histories, violations: Vec::new(), notes: Vec::new() };
         let calls = world.plan.calls();
-        verdict.every_story_is_one();
-        verdict.every_accepted_call_has_one(&calls, answers);
-        verdict.every_call_ends_as_its_callee_says(world, &calls);
-        verdict.no_attempt_is_started_twice(world);
-        verdict.the_limit_holds(world);
-        verdict.dead_letters(world, &calls, answers).await;
-        verdict
+        report.every_history_follows_the_rules();
+        report.every_accepted_call_is_recorded(&calls, answers);
+        report.every_call_ends_as_its_callee_answered(world, &calls);
+        report.no_attempt_is_started_twice(world);
+        report.the_limit_holds(world);
+        report.dead_letters(world, &calls, answers).await;
+        report
     }
 
     pub fn expect(&mut self, holds: bool, what: &str) {
         if !holds {
-            self.wrong.push((what.to_owned(), Vec::new()));
+            self.violations.push((what.to_owned(), Vec::new()));
         }
     }
 
-    /// Nothing may be in the list; what is, is a call's or a Job's name.
+    /// Reports a violation unless the list, of names of calls or Jobs, is empty.
     pub fn expect_none(&mut self, what: &str, offenders: Vec<String>) {
         if !offenders.is_empty() {
-            self.wrong.push((what.to_owned(), offenders));
+            self.violations.push((what.to_owned(), offenders));
         }
     }
 
-    pub fn is_bad(&self) -> bool {
-        !self.wrong.is_empty()
+    pub fn has_violations(&self) -> bool {
+        !self.violations.is_empty()
     }
 
-    fn every_story_is_one(&mut self) {
-        for (what, holds) in story::RULES {
+    fn every_history_follows_the_rules(&mut self) {
+        for (what, holds) in histories::RULES {
             let offenders =
-                self.stories.by_name.iter().filter(|(_, events)| !holds(events)).map(|(name, _)| name.clone());
+                self.histories.by_name.iter().filter(|(_, events)| !holds(events)).map(|(name, _)| name.clone());
             let offenders = offenders.collect();
             self.expect_none(what, offenders);
         }
     }
 
-    fn every_accepted_call_has_one(&mut self, calls: &[Planned], answers: &Answers) {
-        let known: HashSet<&str> = self.stories.by_id.keys().map(String::as_str).collect();
+    fn every_accepted_call_is_recorded(&mut self, calls: &[Planned], answers: &Answers) {
+        let known: HashSet<&str> = self.histories.by_id.keys().map(String::as_str).collect();
         let missing = calls.iter().filter(|call| answers.of(&call.id) == Answer::Accepted);
         let missing = missing.filter(|call| !known.contains(call.id.as_str())).map(|call| call.id.clone()).collect();
         let refused = calls.iter().filter(|call| answers.of(&call.id) == Answer::Refused);
         let refused = refused.filter(|call| known.contains(call.id.as_str())).map(|call| call.id.clone()).collect();
         let planned: HashSet<&str> = calls.iter().map(|call| call.id.as_str()).collect();
-        let strangers = known.difference(&planned).map(|id| (*id).to_owned()).collect();
+        let unexpected = known.difference(&planned).map(|id| (*id).to_owned()).collect();
         self.expect_none("an accepted call is unknown to the log", missing);
         self.expect_none("a refused call is known to the log", refused);
-        self.expect_none("a call that nobody asked for is known to the log", strangers);
+        self.expect_none("the log knows a call that nobody requested", unexpected);
     }
 
-    fn every_call_ends_as_its_callee_says(&mut self, world: &World, calls: &[Planned]) {
+    fn every_call_ends_as_its_callee_answered(&mut self, world: &World, calls: &[Planned]) {
         let harmed: HashSet<String> = world.harmed().into_iter().map(|harmed| harmed.job).collect();
         let mut offenders = Vec::new();
         for call in calls {
-            let Some(name) = self.stories.by_id.get(&call.id) else { continue };
-            let events = &self.stories.by_name[name];
+            let Some(name) = self.histories.by_id.get(&call.id) else { continue };
+            let events = &self.histories.by_name[name];
             let is_harmed = events.iter().any(|event| event.job.as_ref().is_some_and(|job| harmed.contains(job)));
             if !is_harmed && !ends_as_planned(call, events) {
                 offenders.push(name.clone());
             }
         }
-        self.expect_none("a call that nobody harmed did not end as its callee says", offenders);
+        self.expect_none("a call whose Job was left alone did not end as its callee answered", offenders);
     }
 
     fn no_attempt_is_started_twice(&mut self, world: &World) {
         let harmed = world.harmed();
         let (mut by_us, mut by_kubernetes, mut deleted_unknown, mut unanswered) = (Vec::new(), Vec::new(), 0, 0);
-        for (job, starts) in self.stories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
+        for (job, starts) in self.histories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
             let jobs: HashSet<&str> = starts.iter().map(|start| start.job_uid.as_str()).collect();
             let unknown_and_deleted = harmed.iter().any(|harmed| harmed.job == *job && !harmed.known_to_run);
             let last = starts.iter().map(|start| start.at).max().expect("there are two or more");
@@ -126,14 +126,14 @@ impl Verdict {
         self.expect_none("an attempt was started twice", by_us);
         self.expect_none("Kubernetes started a second pod for a Job, although its API server was up", by_kubernetes);
         let claimed: HashSet<&String> =
-            self.stories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
-        let unclaimed = self.stories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();
-        self.expect_none("a Job was started that nobody had claimed", unclaimed);
+            self.histories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
+        let unclaimed = self.histories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();
+        self.expect_none("a Job was started without a claim", unclaimed);
     }
 
     fn the_limit_holds(&mut self, world: &World) {
         let limit = world.plan.active_calls();
-        let (most, at) = story::most_active(&self.stories.events);
+        let (most, at) = histories::most_active(&self.histories.events);
         self.notes.push(format!("at most {most} calls in progress by the log, limit {limit}"));
         self.expect(most <= limit, &format!("{most} calls were in progress at record {at}, the limit is {limit}"));
         // A Job that is deleted by hand is gone before its pod is.
@@ -169,19 +169,19 @@ impl Verdict {
         }
     }
 
-    /// What is printed in any case.
+    /// The summary, printed in any case.
     pub fn figures(&self, world: &World, answers: &Answers, injected: &Injected, took: Duration) -> String {
         let injected = injected.lock().expect("no panic while it is held");
         let faults: usize = injected.values().sum();
         let kinds: Vec<String> = injected.iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
-        let ends = self.stories.by_name.values().filter_map(|events| events.last());
+        let ends = self.histories.by_name.values().filter_map(|events| events.last());
         let mut by_end = BTreeMap::new();
         for end in ends.filter(|event| event.is_final) {
             *by_end.entry((end.status.as_str(), end.outcome.map_or("", Outcome::as_str))).or_insert(0) += 1;
         }
         let ends: Vec<String> = by_end.iter().map(|((status, why), count)| format!("{status} {why} {count}")).collect();
         let known = |wanted| world.plan.calls().iter().filter(|call| answers.of(&call.id) == wanted).count();
-        let mut text = format!("torture: seed {}, {took:.0?}\n", world.plan.seed);
+        let mut text = format!("chaos: seed {}, {took:.0?}\n", world.plan.seed);
         let _ = writeln!(text, "  faults {faults}: {}", kinds.join(", "));
         let _ = writeln!(
             text,
@@ -193,21 +193,21 @@ impl Verdict {
             answers.repeated.load(Ordering::Relaxed),
             answers.cancels.load(Ordering::Relaxed),
         );
-        let _ = writeln!(text, "  calls {}: {}", self.stories.by_name.len(), ends.join(", "));
-        let _ = writeln!(text, "  starts {}, status records {}", world.node.start_count(), self.stories.events.len());
+        let _ = writeln!(text, "  calls {}: {}", self.histories.by_name.len(), ends.join(", "));
+        let _ = writeln!(text, "  starts {}, status records {}", world.node.start_count(), self.histories.events.len());
         for note in &self.notes {
             let _ = writeln!(text, "  {note}");
         }
         text
     }
 
-    /// What is wrong, with the stories of some calls that it is wrong with.
-    pub fn complaint(&self, world: &World) -> String {
+    /// Every violation, with the histories of some of the calls that it concerns.
+    pub fn violations(&self, world: &World) -> String {
         let mut text = String::new();
-        for (what, offenders) in &self.wrong {
-            let _ = writeln!(text, "WRONG: {what} ({} times)", offenders.len().max(1));
-            for offender in offenders.iter().take(TOLD) {
-                let _ = writeln!(text, "{}", self.stories.tell(offender, &world.harmed()));
+        for (what, offenders) in &self.violations {
+            let _ = writeln!(text, "VIOLATION: {what} ({} times)", offenders.len().max(1));
+            for offender in offenders.iter().take(SHOWN) {
+                let _ = writeln!(text, "{}", self.histories.describe(offender, &world.harmed()));
             }
         }
         text
@@ -231,7 +231,7 @@ fn ends_as_planned(call: &Planned, events: &[StatusEvent]) -> bool {
     }
 }
 
-/// Waits until every Job that is left has its TTL, and names those that never get one.
+/// Waits until every remaining Job has its TTL; returns the names of those that never get one.
 pub async fn all_released(world: &World) -> Vec<String> {
     let jobs: Api<Job> = world.namespace.api();
     let begin = Instant::now();

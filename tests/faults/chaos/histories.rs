@@ -1,4 +1,4 @@
-//! The stories of the calls, as the log and the node tell them, and what every story must be like.
+//! The histories of the calls, as the status log and the node recorded them, and the rules that every history follows.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use super::world::Harmed;
 use crate::support::node::Start;
 
 /// Everything that was recorded, and everything that was started.
-pub struct Stories {
+pub struct Histories {
     /// In the order of the log.
     pub events: Vec<StatusEvent>,
     /// By the call's name.
@@ -85,21 +85,21 @@ pub fn most_active(events: &[StatusEvent]) -> (usize, usize) {
     most
 }
 
-impl Stories {
+impl Histories {
     pub fn new(events: Vec<StatusEvent>, started: Vec<Start>) -> Self {
-        let mut stories = Self { events, by_name: HashMap::new(), by_id: HashMap::new(), starts: HashMap::new() };
-        for event in &stories.events {
-            stories.by_name.entry(event.name.to_string()).or_default().push(event.clone());
-            stories.by_id.insert(event.id.to_string(), event.name.to_string());
+        let mut histories = Self { events, by_name: HashMap::new(), by_id: HashMap::new(), starts: HashMap::new() };
+        for event in &histories.events {
+            histories.by_name.entry(event.name.to_string()).or_default().push(event.clone());
+            histories.by_id.insert(event.id.to_string(), event.name.to_string());
         }
         for start in started {
-            stories.starts.entry(start.job.clone()).or_default().push(start);
+            histories.starts.entry(start.job.clone()).or_default().push(start);
         }
-        stories
+        histories
     }
 
     /// All that is known of a call, by its name, its id or one of its Jobs.
-    pub fn tell(&self, offender: &str, harmed: &[Harmed]) -> String {
+    pub fn describe(&self, offender: &str, harmed: &[Harmed]) -> String {
         let by_job = CallName::of_job(offender).map(|name| name.to_string());
         let name = by_job.or_else(|| self.by_id.get(offender).cloned()).unwrap_or_else(|| offender.to_owned());
         let mut text = format!("  {offender}\n");

@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use sipstuff_operator::call::validate;
 use sipstuff_operator::call::{Call, CallId};
-use sipstuff_operator::job::{JobDefaults, JobOrder, ObservedJob, Phase, build};
+use sipstuff_operator::job::{JobDefaults, JobOrder, ObservedJob, Phase, manifest};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Observation, Runner, StartError};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +53,7 @@ fn defaults(namespace: &Namespace) -> JobDefaults {
 fn order_of(namespace: &Namespace, id: &str, request: serde_json::Value) -> JobOrder {
     let parsed = validate::parse(request.to_string().as_bytes()).unwrap();
     let call = Call::new(CallId::parse(id).unwrap(), parsed.spec);
-    build::build(&call, 1, &defaults(namespace))
+    manifest::build(&call, 1, &defaults(namespace))
 }
 
 pub(crate) fn order(namespace: &Namespace, id: &str) -> JobOrder {
@@ -78,7 +78,7 @@ pub(crate) async fn end_pod(namespace: &Namespace, job: &str, exit_code: i32, me
         "exitCode": exit_code, "message": message, "startedAt": "2026-01-01T10:00:00Z", "finishedAt": "2026-01-01T10:00:05Z",
     }});
     let container = json!({
-        "name": build::CONTAINER, "image": "example/caller", "imageID": "", "ready": false, "restartCount": 0, "state": state,
+        "name": manifest::CONTAINER, "image": "example/caller", "imageID": "", "ready": false, "restartCount": 0, "state": state,
     });
     let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
     let status = json!({"status": {"phase": phase, "containerStatuses": [container]}});
@@ -461,11 +461,11 @@ async fn a_secret_that_the_api_server_does_not_take_refuses_the_call_and_leaves_
 async fn a_policy_that_denies_a_job_refuses_it() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let runner = runner(&namespace).await;
-    let policy = include_str!("data/deny-calls-to-49309.yaml").replace("NAMESPACE", &namespace.name);
+    let policy = include_str!("../data/deny-calls-to-49309.yaml").replace("NAMESPACE", &namespace.name);
     namespace.apply(&policy).await;
     // The API server compiles policies in the background.
     let denied = eventually_some("the policy is in force", SOON, async || {
-        let id = CallId::fresh();
+        let id = sipstuff_operator::clock::fresh_id();
         let order = order_of(&namespace, id.as_str(), json!({"dest": "+49309", "text": "Hello"}));
         runner.start(&order).await.err()
     })
@@ -485,7 +485,7 @@ async fn a_full_quota_is_a_reason_to_try_again_later() {
         )
         .await;
     let full = eventually_some("the quota is in force", SOON, async || {
-        runner.start(&order(&namespace, CallId::fresh().as_str())).await.err()
+        runner.start(&order(&namespace, sipstuff_operator::clock::fresh_id().as_str())).await.err()
     })
     .await;
 

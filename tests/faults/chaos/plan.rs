@@ -1,4 +1,4 @@
-//! What a torture will be, all from its seed: the calls, how each gets in and what its callee does, and the faults.
+//! The plan of a run, all from its seed: the calls, how each is submitted and what its callee answers, and the faults.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ pub struct Plan {
     pub faults: usize,
 }
 
-/// The seed of `make test`: what lands is judged by the same plan each time; `make torture` takes a new one.
+/// The seed of `make test`, so that every change meets the same plan; `make chaos` takes a new one.
 const SEED: u64 = 627_442;
 
 impl Plan {
-    /// `TORTURE_SEED`, `TORTURE_CALLS`, `TORTURE_FAULTS`; without them a small one, always of the same seed.
+    /// `CHAOS_SEED`, `CHAOS_CALLS`, `CHAOS_FAULTS`; without them a small one, always of the same seed.
     pub fn from_environment() -> Self {
         let number = |name: &str| {
             let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
@@ -31,9 +31,9 @@ impl Plan {
         };
         let size = |name: &str, small: u64| usize::try_from(number(name).unwrap_or(small)).expect("it fits");
         Self {
-            seed: number("TORTURE_SEED").unwrap_or(SEED),
-            calls: size("TORTURE_CALLS", 150),
-            faults: size("TORTURE_FAULTS", 12),
+            seed: number("CHAOS_SEED").unwrap_or(SEED),
+            calls: size("CHAOS_CALLS", 150),
+            faults: size("CHAOS_FAULTS", 12),
         }
     }
 
@@ -47,12 +47,12 @@ impl Plan {
         (self.calls / 30).clamp(20, 120)
     }
 
-    /// Every call, in the order in which it is handed in.
+    /// Every call, in the order in which it is submitted.
     pub fn calls(&self) -> Vec<Planned> {
         (0..self.calls).map(|number| Planned::new(self.seed, number)).collect()
     }
 
-    /// When each call is handed in: in bursts, over most of the time that the faults take.
+    /// When each call is submitted: in bursts, over most of the time that the faults take.
     pub fn submissions(&self) -> Vec<Duration> {
         let mut dice = Dice::new(self.seed, 1);
         let span = self.faults_take().as_millis() as u64 * 4 / 5;
@@ -76,7 +76,7 @@ impl Plan {
         let mut at = Duration::from_secs(2);
         let mut faults = Vec::new();
         for number in 0..self.faults {
-            // The second half leaves replica 1 alive, so that its memory tells something.
+            // The second half leaves replica 1 alive, so that its memory use means something.
             let may_die = if number < self.faults / 2 { 2 } else { 1 };
             faults.push(Fault::new(&mut dice, number, at, may_die));
             at +=
@@ -86,7 +86,7 @@ impl Plan {
     }
 }
 
-/// How a call gets in.
+/// How a call is submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// `POST /call`, again until it is accepted.
@@ -110,7 +110,7 @@ pub enum Way {
 pub struct Planned {
     /// Its id.
     pub id: String,
-    /// How it gets in.
+    /// How it is submitted.
     pub way: Way,
     /// What the callee says: 200, or a SIP code of a failure.
     pub code: u16,
@@ -122,7 +122,7 @@ pub struct Planned {
     pub not_before: Option<u64>,
     /// Seconds ahead that it is of use.
     pub not_after: Option<u64>,
-    /// When it is cancelled, after it was handed in.
+    /// When it is cancelled, after it was submitted.
     pub cancel: Option<Duration>,
     /// The number dialled.
     pub dest: String,
@@ -143,7 +143,7 @@ impl Planned {
         let way = dice.weighted(&ways);
         let (code, max_attempts) = dice.weighted(&[(70, (200, 3)), (14, (486, 3)), (9, (480, 2)), (7, (603, 3))]);
         Self {
-            id: format!("torture/{number}"),
+            id: format!("chaos/{number}"),
             way,
             code,
             max_attempts,
@@ -248,7 +248,7 @@ pub struct Fault {
     pub dice: Dice,
 }
 
-/// The first faults, in this order, so that a small torture has the worst of them.
+/// The first faults, in this order, so that a small run has the worst of them.
 const FIRST: [Kind; 12] = [
     Kind::KillReplica,
     Kind::KillNats,
