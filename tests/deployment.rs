@@ -1,4 +1,4 @@
-//! What deploy/ holds, against a real control plane: the manifests are accepted, and the rights are those that are used.
+//! The manifests in deploy/ against a real control plane: they are accepted, and grant just the rights that are used.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use sipstuff_operator::job::{JobOrder, Phase};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
-use crate::runners::kubernetes::{SOON, end_pod, order_with_password, phase_becomes, settings};
+use crate::runners::kubernetes::{SOON, answers, order_with_password, phase_becomes, run_pods, settings};
 use crate::support::{
     ControlPlane, Namespace, Operator, Setup, accepted, delete, eventually, operator, request_of, with,
 };
@@ -58,9 +58,9 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
     stream.next().await;
     start(&runner, &order).await?;
     start(&runner, &order).await?;
-    let told = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
-    told.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
-    end_pod(namespace, order.name(), 0, "").await;
+    let change = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+    change.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
+    let _node = run_pods(namespace, answers);
     phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: true }).await;
     runner.ending(order.name()).await?;
     runner.release(order.name()).await?;
