@@ -1,4 +1,4 @@
-//! What deploy/ holds, against a real control plane: the manifests are accepted, and the rights are those that are used.
+//! The manifests in deploy/ against a real control plane: they are accepted, and grant just the rights that are used.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use sipstuff_operator::job::{JobOrder, Phase};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
-use crate::runners::kubernetes::{SOON, end_pod, order_with_password, phase_becomes, settings};
-use crate::support::setup::{Stage, request_of};
-use crate::support::status::delete;
-use crate::support::{ControlPlane, Namespace, Operator, eventually, operator, post_call};
+use crate::runners::kubernetes::{SOON, answers, order_with_password, phase_becomes, run_pods, settings};
+use crate::support::{
+    ControlPlane, Namespace, Operator, Setup, accepted, delete, eventually, operator, request_of, with,
+};
 
 #[tokio::test]
 async fn the_rendered_manifests_are_accepted_down_to_the_last_field() {
@@ -58,9 +58,9 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
     stream.next().await;
     start(&runner, &order).await?;
     start(&runner, &order).await?;
-    let told = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
-    told.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
-    end_pod(namespace, order.name(), 0, "").await;
+    let change = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+    change.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
+    let _node = run_pods(namespace, answers);
     phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: true }).await;
     runner.ending(order.name()).await?;
     runner.release(order.name()).await?;
@@ -96,25 +96,23 @@ async fn the_role_of_the_deployment_is_enough_and_reads_no_secret() {
 async fn the_operator_lives_through_calls_a_crash_and_a_cancel_with_its_own_token() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let account = deploy(&namespace, None).await;
-    let stage = Stage::in_namespace(namespace, 3.0).await;
-    let mut options = stage.options();
+    let setup = Setup::in_namespace(namespace, 3.0).await;
+    let mut options = setup.options();
     let operator::Runner::Kubernetes { kubeconfig, .. } = &mut options.runner else { panic!("a cluster") };
     *kubeconfig = account;
     let mut first = Operator::start(options.clone()).await;
-    let mut request = request_of("own-token");
-    request["sip_password"] = json!("correct-horse");
-    assert_eq!(post_call(first.base(), &request).await.status, 202);
-    stage.becomes("own-token", Status::Running).await;
+    accepted(&first, &with(request_of("own-token"), json!({"sip_password": "correct-horse"}))).await;
+    setup.becomes("own-token", Status::Running).await;
     first.kill9();
     let second = Operator::start(options.env("JOB_TTL_SECONDS", 0)).await;
-    assert_eq!(stage.end_of("own-token").await.status, Status::Succeeded);
-    stage.was_placed_once("own-token").await;
-    stage.publish(&[], request_of("cancelled").to_string()).await;
-    stage.becomes("cancelled", Status::Running).await;
+    assert_eq!(setup.end_of("own-token").await.status, Status::Succeeded);
+    setup.was_placed_once("own-token").await;
+    setup.publish(&[], request_of("cancelled").to_string()).await;
+    setup.becomes("cancelled", Status::Running).await;
     assert_eq!(delete(second.base(), "/jobs/cancelled").await.status, 202);
-    assert_eq!(stage.end_of("cancelled").await.status, Status::Cancelled);
-    stage.queue_empties().await;
-    eventually("all Jobs are removed", SOON, async || stage.jobs().await.is_empty()).await;
+    assert_eq!(setup.end_of("cancelled").await.status, Status::Cancelled);
+    setup.queue_empties().await;
+    eventually("all Jobs are removed", SOON, async || setup.jobs().await.is_empty()).await;
     assert!(!second.log().contains("forbidden"), "{}", second.log());
 }
 

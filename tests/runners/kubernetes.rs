@@ -1,8 +1,7 @@
-//! The Kubernetes runner against a real control plane: what it makes, what it leaves behind, and what it says when the API
-//! server says no.
+//! The Kubernetes runner against a real control plane: what it makes, what it leaves behind, and which errors it returns when
+//! the API server refuses.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -16,10 +15,11 @@ use sipstuff_operator::call::{Call, CallId};
 use sipstuff_operator::job::{JobDefaults, JobOrder, ObservedJob, Phase, manifest};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Observation, Runner, StartError};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
-use crate::support::{ControlPlane, Namespace, eventually, eventually_some, job_defaults};
+use crate::support::node::{self, Callee};
+use crate::support::{
+    ControlPlane, Namespace, NodeOptions, Proxy, TestNode, eventually, eventually_some, job_defaults,
+};
 
 /// Longest that a controller may take on a machine that does much else.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -37,6 +37,13 @@ pub(crate) fn settings(namespace: &Namespace) -> KubernetesSettings {
 
 pub(crate) async fn runner(namespace: &Namespace) -> KubernetesRunner {
     KubernetesRunner::connect(settings(namespace)).await.unwrap()
+}
+
+/// A namespace of the shared control plane, and a runner for it.
+async fn connected() -> (Namespace, KubernetesRunner) {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let runner = runner(&namespace).await;
+    (namespace, runner)
 }
 
 fn defaults(namespace: &Namespace) -> JobDefaults {
@@ -64,26 +71,22 @@ pub(crate) fn order_with_password(namespace: &Namespace, id: &str) -> JobOrder {
     order_of(namespace, id, json!({"dest": "+49301", "text": "Hello", "sip_password": PASSWORD}))
 }
 
-/// The pod that the Job controller made for a Job.
-async fn pod_of(namespace: &Namespace, job: &str) -> Pod {
-    let pods: Api<Pod> = namespace.api();
-    let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
-    eventually_some(format!("a pod of {job}"), SOON, async || pods.list(&selector).await.ok()?.items.pop()).await
+/// What the caller of [`run_pods`] leaves in the log when the callee is busy.
+const BUSY: &str = "Call state: DISCONNECTED (last code: 486)";
+
+/// A node that runs the pods of the namespace from now on: their callers end at once, with this exit code.
+pub(crate) fn run_pods(namespace: &Namespace, callee: fn(&[String]) -> Callee) -> TestNode {
+    let instant = Some(node::Instant { exit_code: 0, after: Duration::ZERO });
+    let options = NodeOptions { instant, callee: Some(callee), ..Default::default() };
+    TestNode::start(namespace.client.clone(), &namespace.name, options)
 }
 
-/// Says what a kubelet would say of a pod whose caller has ended.
-pub(crate) async fn end_pod(namespace: &Namespace, job: &str, exit_code: i32, message: &str) {
-    let pod = pod_of(namespace, job).await;
-    let state = json!({"terminated": {
-        "exitCode": exit_code, "message": message, "startedAt": "2026-01-01T10:00:00Z", "finishedAt": "2026-01-01T10:00:05Z",
-    }});
-    let container = json!({
-        "name": manifest::CONTAINER, "image": "example/caller", "imageID": "", "ready": false, "restartCount": 0, "state": state,
-    });
-    let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
-    let status = json!({"status": {"phase": phase, "containerStatuses": [container]}});
-    let pods: Api<Pod> = namespace.api();
-    pods.patch_status(&pod.metadata.name.unwrap(), &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+pub(crate) fn answers(_: &[String]) -> Callee {
+    Callee { exit_code: 0, after: Duration::ZERO, message: None }
+}
+
+fn is_busy(_: &[String]) -> Callee {
+    Callee { exit_code: 1, after: Duration::ZERO, message: Some(BUSY.to_owned()) }
 }
 
 pub(crate) async fn phase_becomes(runner: &KubernetesRunner, job: &str, wanted: &Phase) {
@@ -94,22 +97,29 @@ pub(crate) async fn phase_becomes(runner: &KubernetesRunner, job: &str, wanted: 
 }
 
 #[tokio::test]
-async fn a_place_is_the_namespace_by_its_uid_or_by_the_name_that_it_is_given() {
-    let plane = ControlPlane::shared().await;
-    let namespace = plane.namespace().await;
-    let by_uid = runner(&namespace).await;
+async fn a_cluster_is_known_by_the_uid_of_its_namespace() {
+    let (namespace, runner) = connected().await;
     let found = Api::<CoreNamespace>::all(namespace.client.clone()).get(&namespace.name).await.unwrap();
-    assert_eq!(Some(&by_uid.place().cluster), found.metadata.uid.as_ref());
-    assert_eq!(by_uid.place().address, format!("{} (context test)", plane.url()));
-    let says = by_uid.check().await.unwrap();
-    assert!(says.starts_with("kubernetes v1.") && says.ends_with(&format!("namespace {}", namespace.name)), "{says}");
+    assert_eq!(Some(&runner.place().cluster), found.metadata.uid.as_ref());
+}
 
+#[tokio::test]
+async fn a_cluster_is_known_by_its_name_where_one_is_set() {
+    let namespace = ControlPlane::shared().await.namespace().await;
     let named = KubernetesSettings { cluster_name: Some("here".to_owned()), ..settings(&namespace) };
     assert_eq!(KubernetesRunner::connect(named).await.unwrap().place().cluster, "here");
 }
 
 #[tokio::test]
-async fn a_missing_namespace_is_named_with_the_way_to_make_it() {
+async fn a_check_names_address_context_version_and_namespace() {
+    let (namespace, runner) = connected().await;
+    assert_eq!(runner.place().address, format!("{} (context test)", ControlPlane::shared().await.url()));
+    let says = runner.check().await.unwrap();
+    assert!(says.starts_with("kubernetes v1.") && says.ends_with(&format!("namespace {}", namespace.name)), "{says}");
+}
+
+#[tokio::test]
+async fn a_missing_namespace_is_named_with_the_command_that_makes_it() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let elsewhere = KubernetesSettings { namespace: "nowhere".to_owned(), ..settings(&namespace) };
     let error = KubernetesRunner::connect(elsewhere).await.err().unwrap();
@@ -118,7 +128,7 @@ async fn a_missing_namespace_is_named_with_the_way_to_make_it() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_is_an_error_that_says_so() {
+async fn an_api_server_that_is_down_is_an_error_that_says_so() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let text = std::fs::read_to_string(&namespace.kubeconfig).unwrap();
     let server = ControlPlane::shared().await.url();
@@ -131,8 +141,7 @@ async fn an_api_server_that_is_away_is_an_error_that_says_so() {
 
 #[tokio::test]
 async fn a_second_start_of_the_same_request_makes_nothing_new() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order(&namespace, "twice");
 
     runner.start(&order).await.unwrap();
@@ -147,8 +156,7 @@ async fn a_second_start_of_the_same_request_makes_nothing_new() {
 
 #[tokio::test]
 async fn starts_of_one_call_by_several_replicas_at_once_all_succeed() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "crowd");
 
     let starts = futures::future::join_all((0..8).map(|_| runner.start(&order))).await;
@@ -161,8 +169,7 @@ async fn starts_of_one_call_by_several_replicas_at_once_all_succeed() {
 
 #[tokio::test]
 async fn a_job_of_that_name_for_another_request_is_a_conflict_and_stays_as_it_is() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let first = order(&namespace, "same-id");
     runner.start(&first).await.unwrap();
 
@@ -176,8 +183,7 @@ async fn a_job_of_that_name_for_another_request_is_a_conflict_and_stays_as_it_is
 
 #[tokio::test]
 async fn a_job_that_is_being_removed_counts_as_started() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let mut held = order(&namespace, "leaving");
     held.job.metadata.finalizers = Some(vec!["example.com/hold".to_owned()]);
     runner.start(&held).await.unwrap();
@@ -197,8 +203,7 @@ async fn secret_has_password(namespace: &Namespace, name: &str) -> bool {
 
 #[tokio::test]
 async fn a_password_is_in_a_secret_of_the_job_and_nowhere_else_and_goes_with_it() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "secretive");
     runner.start(&order).await.unwrap();
 
@@ -217,8 +222,7 @@ async fn a_password_is_in_a_secret_of_the_job_and_nowhere_else_and_goes_with_it(
 
 #[tokio::test]
 async fn a_start_that_crashed_between_job_and_secret_is_completed_by_the_next() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "half-done");
     let only_the_job = JobOrder { passwords: BTreeMap::new(), ..order.clone() };
     runner.start(&only_the_job).await.unwrap();
@@ -231,8 +235,7 @@ async fn a_start_that_crashed_between_job_and_secret_is_completed_by_the_next() 
 
 #[tokio::test]
 async fn a_secret_that_a_deleted_job_left_behind_is_replaced() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "left-over");
     let stale = json!({"metadata": {"name": order.name()}, "stringData": {"SIP_PASSWORD": "stale"}});
     let stale: Secret = serde_json::from_value(stale).unwrap();
@@ -244,19 +247,17 @@ async fn a_secret_that_a_deleted_job_left_behind_is_replaced() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_call_is_told_and_its_job_goes_once_released() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+async fn the_end_of_a_call_can_be_read_and_its_job_goes_once_released() {
+    let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "busy-callee");
     runner.start(&order).await.unwrap();
     assert!(runner.ending(order.name()).await.unwrap_err().message.contains("not finished"));
 
-    let words = "Call state: DISCONNECTED (last code: 486)";
-    end_pod(&namespace, order.name(), 1, words).await;
+    let _node = run_pods(&namespace, is_busy);
     phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: false }).await;
 
     let ending = runner.ending(order.name()).await.unwrap();
-    assert_eq!((ending.succeeded, ending.exit_code, ending.message.as_deref()), (false, Some(1), Some(words)));
+    assert_eq!((ending.succeeded, ending.exit_code, ending.message.as_deref()), (false, Some(1), Some(BUSY)));
     assert!(!runner.find(order.name()).await.unwrap().unwrap().settled);
 
     runner.release(order.name()).await.unwrap();
@@ -268,22 +269,22 @@ async fn the_end_of_a_call_is_told_and_its_job_goes_once_released() {
 
 #[tokio::test]
 async fn a_stopped_job_goes_with_its_pod_and_stopping_it_again_is_fine() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let order = order(&namespace, "stopped");
     runner.start(&order).await.unwrap();
-    pod_of(&namespace, order.name()).await;
+    let pods = namespace.api::<Pod>();
+    let pod_exists = async || !pods.list(&ListParams::default()).await.unwrap().items.is_empty();
+    eventually("its pod exists", SOON, pod_exists).await;
 
     runner.stop(order.name()).await.unwrap();
     runner.stop(order.name()).await.unwrap();
 
     eventually("the Job is gone", SOON, async || runner.find(order.name()).await.unwrap().is_none()).await;
-    let pods = namespace.api::<Pod>().list(&ListParams::default()).await.unwrap();
-    assert!(pods.items.is_empty(), "pods go before their Job does");
+    assert!(!pod_exists().await, "pods go before their Job does");
     runner.stop(order.name()).await.unwrap();
 }
 
-/// The next observation that the condition takes; others are skipped.
+/// The next observation that fulfils the condition; others are skipped.
 async fn observed(
     stream: &mut BoxStream<'_, Observation>,
     what: &str,
@@ -304,10 +305,18 @@ fn is(job: &ObservedJob, order: &JobOrder) -> bool {
     job.name == order.name()
 }
 
+/// Whether an observation says that the Job of this order exists.
+fn has(seen: &Observation, order: &JobOrder) -> bool {
+    match seen {
+        Observation::All(jobs) => jobs.iter().any(|job| is(job, order)),
+        Observation::Changed(job) => is(job, order),
+        Observation::Removed(_) => false,
+    }
+}
+
 #[tokio::test]
-async fn observing_begins_with_all_there_is_and_tells_every_change() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+async fn observing_begins_with_all_jobs_and_then_reports_every_change() {
+    let (namespace, runner) = connected().await;
     let (before, after) = (order(&namespace, "before"), order(&namespace, "after"));
     runner.start(&before).await.unwrap();
     namespace
@@ -320,7 +329,7 @@ async fn observing_begins_with_all_there_is_and_tells_every_change() {
 
     runner.start(&after).await.unwrap();
     observed(&mut stream, "a new Job", |seen| matches!(seen, Observation::Changed(job) if is(job, &after))).await;
-    end_pod(&namespace, after.name(), 0, "").await;
+    let _node = run_pods(&namespace, answers);
     let finished = |seen: &Observation| matches!(seen, Observation::Changed(job) if is(job, &after) && job.phase == Phase::Finished { succeeded: true });
     observed(&mut stream, "its end", finished).await;
     runner.release(after.name()).await.unwrap();
@@ -342,16 +351,11 @@ async fn observing_outlives_an_api_server_that_dies_and_comes_back() {
     plane.restart_apiserver().await;
     eventually("a Job can be started again", SOON, async || runner.start(&after).await.is_ok()).await;
 
-    let told = |seen: &Observation| match seen {
-        Observation::All(jobs) => jobs.iter().any(|job| is(job, &after)),
-        Observation::Changed(job) => is(job, &after),
-        Observation::Removed(_) => false,
-    };
-    observed(&mut stream, "the Job that was made after the restart", told).await;
+    observed(&mut stream, "the Job that was made after the restart", |seen| has(seen, &after)).await;
 }
 
 #[tokio::test]
-async fn an_api_server_that_says_nothing_any_more_is_noticed() {
+async fn an_api_server_that_freezes_is_noticed() {
     let plane = ControlPlane::start_own().await;
     let namespace = plane.namespace().await;
     let runner = runner(&namespace).await;
@@ -367,74 +371,41 @@ async fn an_api_server_that_says_nothing_any_more_is_noticed() {
 
     let order = order(&namespace, "after-the-silence");
     eventually("a Job can be started again", SOON, async || runner.start(&order).await.is_ok()).await;
-    let told = |seen: &Observation| match seen {
-        Observation::All(jobs) => jobs.iter().any(|job| is(job, &order)),
-        Observation::Changed(job) => is(job, &order),
-        Observation::Removed(_) => false,
-    };
-    observed(&mut stream, "the Job that was made after the silence", told).await;
-}
-
-/// A line to the API server whose present connections can die without a word: nobody is told, nothing passes any more. New
-/// ones work.
-async fn mortal_line(target: String) -> (SocketAddr, watch::Sender<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (death, alive) = watch::channel(());
-    tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            let (target, mut alive) = (target.clone(), alive.clone());
-            alive.mark_unchanged();
-            tokio::spawn(async move {
-                let mut far = TcpStream::connect(&target).await.unwrap();
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = alive.changed() => std::future::pending().await,
-                }
-            });
-        }
-    });
-    (address, death)
+    observed(&mut stream, "the Job that was made after the silence", |seen| has(seen, &order)).await;
 }
 
 #[tokio::test]
-async fn a_line_that_dies_without_a_word_is_noticed_within_half_a_minute_and_nothing_is_missed() {
+async fn a_connection_that_goes_silent_is_noticed_within_half_a_minute_and_no_change_is_missed() {
     let plane = ControlPlane::shared().await;
-    let namespace = plane.namespace().await;
-    let direct = runner(&namespace).await;
-    let server = plane.url().trim_start_matches("https://").to_owned();
-    let (line, death) = mortal_line(server.clone()).await;
-    let kubeconfig = namespace.kubeconfig.with_extension("line");
-    let text = std::fs::read_to_string(&namespace.kubeconfig).unwrap().replace(&server, &line.to_string());
-    std::fs::write(&kubeconfig, text).unwrap();
-    let far = KubernetesRunner::connect(KubernetesSettings { kubeconfig: Some(kubeconfig), ..settings(&namespace) });
-    let far = far.await.unwrap();
+    let (namespace, direct) = connected().await;
+    let proxy = Proxy::start(plane.addr()).await;
+    let kubeconfig = Some(namespace.proxied_kubeconfig(&proxy));
+    let far = KubernetesRunner::connect(KubernetesSettings { kubeconfig, ..settings(&namespace) }).await.unwrap();
     let mut stream = far.observe();
     let (seen, unseen) = (order(&namespace, "seen"), order(&namespace, "unseen"));
     // The watch is under way, and the client keeps a connection for further requests.
     stream.next().await.unwrap();
-    let told = |order| move |seen: &Observation| matches!(seen, Observation::Changed(job) if is(job, order));
-    tokio::join!(observed(&mut stream, "a Job", told(&seen)), async { direct.start(&seen).await.unwrap() });
+    let changed = |order| move |seen: &Observation| matches!(seen, Observation::Changed(job) if is(job, order));
+    tokio::join!(observed(&mut stream, "a Job", changed(&seen)), async { direct.start(&seen).await.unwrap() });
     far.find(seen.name()).await.unwrap();
 
-    death.send(()).unwrap();
+    proxy.silence();
     let begin = Instant::now();
     direct.start(&unseen).await.unwrap();
     let request = async { (far.find(unseen.name()).await, begin.elapsed()) };
-    // A watch that is resumed, not begun anew, tells no `All` in between.
-    let news = |seen: &Observation| matches!(seen, Observation::All(_)) || told(&unseen)(seen);
+    // A watch that is resumed, not begun anew, sends no `All` in between.
+    let news = |seen: &Observation| matches!(seen, Observation::All(_)) || changed(&unseen)(seen);
     let change = async { (observed(&mut stream, "the Job made meanwhile", news).await, begin.elapsed()) };
     let ((answer, answered), (change, noticed)) = tokio::join!(request, change);
 
     assert!(answer.is_err() && answered < Duration::from_secs(20), "{answer:?} after {answered:?}");
-    assert!(told(&unseen)(&change) && noticed < Duration::from_secs(40), "{change:?} after {noticed:?}");
+    assert!(changed(&unseen)(&change) && noticed < Duration::from_secs(40), "{change:?} after {noticed:?}");
     assert!(far.find(unseen.name()).await.unwrap().is_some());
 }
 
 #[tokio::test]
-async fn a_job_that_the_api_server_does_not_take_is_refused_in_its_words() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+async fn a_job_that_the_api_server_rejects_is_refused_in_its_words() {
+    let (namespace, runner) = connected().await;
     let mut order = order(&namespace, "invalid");
     order.job.spec.as_mut().unwrap().template.spec.as_mut().unwrap().restart_policy = Some("Always".to_owned());
 
@@ -444,9 +415,8 @@ async fn a_job_that_the_api_server_does_not_take_is_refused_in_its_words() {
 }
 
 #[tokio::test]
-async fn a_secret_that_the_api_server_does_not_take_refuses_the_call_and_leaves_no_job() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+async fn a_secret_that_the_api_server_rejects_refuses_the_call_and_leaves_no_job() {
+    let (namespace, runner) = connected().await;
     let mut order = order(&namespace, "bad-secret");
     order.passwords.insert("NOT/A KEY".to_owned(), PASSWORD.into());
 
@@ -459,8 +429,7 @@ async fn a_secret_that_the_api_server_does_not_take_refuses_the_call_and_leaves_
 
 #[tokio::test]
 async fn a_policy_that_denies_a_job_refuses_it() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     let policy = include_str!("../data/deny-calls-to-49309.yaml").replace("NAMESPACE", &namespace.name);
     namespace.apply(&policy).await;
     // The API server compiles policies in the background.
@@ -477,8 +446,7 @@ async fn a_policy_that_denies_a_job_refuses_it() {
 
 #[tokio::test]
 async fn a_full_quota_is_a_reason_to_try_again_later() {
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let runner = runner(&namespace).await;
+    let (namespace, runner) = connected().await;
     namespace
         .apply(
             "{apiVersion: v1, kind: ResourceQuota, metadata: {name: calls}, spec: {hard: {count/jobs.batch: \"1\"}}}",

@@ -3,3 +3,4 @@
 pub(crate) mod kubernetes;
 mod local;
 pub(crate) mod manifests;
+mod simulated_caller;

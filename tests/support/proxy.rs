@@ -10,11 +10,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What the network is like.
+/// The state of the network.
 #[derive(Debug, Clone, Default)]
-struct Weather {
+struct Network {
     /// Raised by each cut; a connection lives as long as it does not change.
     cuts: u64,
+    /// Raised each time that connections go silent; nothing passes any more on those made before.
+    silences: u64,
     /// New connections are closed at once.
     refuse: bool,
     /// Bytes stay where they are.
@@ -27,7 +29,7 @@ struct Weather {
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
-    weather: watch::Sender<Weather>,
+    network: watch::Sender<Network>,
     open: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -40,10 +42,10 @@ impl Proxy {
     pub async fn start(target: impl Into<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
         let addr = listener.local_addr().expect("a bound listener has an address");
-        let (weather, _) = watch::channel(Weather::default());
+        let (network, _) = watch::channel(Network::default());
         let open = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(serve(listener, target.into(), weather.subscribe(), Arc::clone(&open)));
-        Self { addr, weather, open, task }
+        let task = tokio::spawn(serve(listener, target.into(), network.subscribe(), Arc::clone(&open)));
+        Self { addr, network, open, task }
     }
 
     /// Where it listens.
@@ -63,22 +65,27 @@ impl Proxy {
 
     /// Ends every connection; new ones are taken.
     pub fn cut(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
+        self.network.send_modify(|network| network.cuts += 1);
+    }
+
+    /// Lets the present connections go silent for good, while they look alive; new ones work.
+    pub fn silence(&self) {
+        self.network.send_modify(|network| network.silences += 1);
     }
 
     /// Whether new connections are closed at once.
     pub fn refuse(&self, refuse: bool) {
-        self.weather.send_modify(|weather| weather.refuse = refuse);
+        self.network.send_modify(|network| network.refuse = refuse);
     }
 
     /// Whether bytes stay where they are, while connections look alive.
     pub fn stall(&self, stall: bool) {
-        self.weather.send_modify(|weather| weather.stall = stall);
+        self.network.send_modify(|network| network.stall = stall);
     }
 
     /// Adds a delay before every piece that is passed on, in either direction.
     pub fn slow(&self, delay: Duration) {
-        self.weather.send_modify(|weather| weather.delay = delay);
+        self.network.send_modify(|network| network.delay = delay);
     }
 }
 
@@ -88,15 +95,15 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(listener: TcpListener, target: String, weather: watch::Receiver<Weather>, open: Arc<AtomicUsize>) {
+async fn serve(listener: TcpListener, target: String, network: watch::Receiver<Network>, open: Arc<AtomicUsize>) {
     // Aborted with this task, so that a dropped proxy leaves no connection behind.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((near, _)) = accepted else { continue };
-                if !weather.borrow().refuse {
-                    connections.spawn(connect(near, target.clone(), weather.clone(), Counted::new(&open)));
+                if !network.borrow().refuse {
+                    connections.spawn(connect(near, target.clone(), network.clone(), Counted::new(&open)));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -104,29 +111,33 @@ async fn serve(listener: TcpListener, target: String, weather: watch::Receiver<W
     }
 }
 
-async fn connect(near: TcpStream, target: String, mut weather: watch::Receiver<Weather>, _counted: Counted) {
+async fn connect(near: TcpStream, target: String, mut network: watch::Receiver<Network>, _counted: Counted) {
     let Ok(far) = TcpStream::connect(&target).await else { return };
     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-    let cuts = weather.borrow().cuts;
+    let Network { cuts, silences, .. } = network.borrow().clone();
     let (mut near_in, mut near_out) = near.into_split();
     let (mut far_in, mut far_out) = far.into_split();
     tokio::select! {
-        () = pass(&mut near_in, &mut far_out, weather.clone()) => {}
-        () = pass(&mut far_in, &mut near_out, weather.clone()) => {}
-        _ = weather.wait_for(|now| now.cuts != cuts) => {}
+        () = pass(&mut near_in, &mut far_out, network.clone()) => {}
+        () = pass(&mut far_in, &mut near_out, network.clone()) => {}
+        _ = network.wait_for(|now| now.cuts != cuts || now.silences != silences) => {}
+    }
+    if network.borrow().silences != silences {
+        // Both sides stay open: neither learns that the other hears nothing.
+        let _ = network.wait_for(|now| now.cuts != cuts).await;
     }
 }
 
 async fn pass(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut weather: watch::Receiver<Weather>,
+    mut network: watch::Receiver<Network>,
 ) {
     let mut piece = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
-        let delay = weather.borrow().delay;
+        let delay = network.borrow().delay;
         tokio::time::sleep(delay).await;
-        if weather.wait_for(|now| !now.stall).await.is_err() || to.write_all(&piece[..length]).await.is_err() {
+        if network.wait_for(|now| !now.stall).await.is_err() || to.write_all(&piece[..length]).await.is_err() {
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! The support itself works: what the other stories take for granted.
+//! The support itself works: what the other tests rely on.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -223,7 +223,7 @@ async fn a_listener_hears_events_in_order_and_the_log_has_them() {
 /// This test is two: started by itself, with the variable below, it is the owner that gets killed.
 #[tokio::test]
 async fn servers_and_folders_go_when_the_test_process_is_killed() {
-    const OWNER: &str = "SUPPORT_WORKS_OWNER";
+    const OWNER: &str = "SUPPORT_TESTS_OWNER";
     if let Some(report) = std::env::var_os(OWNER) {
         let nats = NatsServer::start().await;
         let scratch = Scratch::new("sleeper");
