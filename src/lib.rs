@@ -8,7 +8,7 @@
 //!                      dialler: decode → identify → (decide → one step)* → settle
 //!                        │ claim, record              │ start, stop           ▲ observations
 //!                        ▼                            ▼                       │
-//!                      status_log: SIP_STATUS       runner: kubernetes | local ──► job_watch
+//!                      status_log: SIP_STATUS       runner: kubernetes | local ──► job_watch, reconcile
 //!                        │ last per subject, then live
 //!                        ▼
 //!                      call_index ──► api ──► GET /jobs, GET /jobs/{name}
@@ -18,11 +18,12 @@
 //!
 //! ```dependencies
 //! main        → commands
-//! commands    → http api dialler queue status_log call_index nats runner job_watch job call config schema clock retry shutdown telemetry
+//! commands    → http api dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry
 //! http        → api call error_chain
 //! api         → queue status_log call_index nats call clock
-//! dialler     → queue status_log nats runner job_watch job call clock retry error_chain
-//! job_watch   → runner job call
+//! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
+//! reconcile   → status_log nats runner job_watch job call clock retry
+//! job_watch   → runner job
 //! queue       → status_log nats call clock retry
 //! status_log  → nats call
 //! call_index  → status_log nats call clock retry
@@ -54,6 +55,7 @@ pub mod job;
 pub mod job_watch;
 pub mod nats;
 pub mod queue;
+pub mod reconcile;
 pub mod retry;
 pub mod runner;
 pub mod schema;

@@ -48,21 +48,10 @@ impl Delays {
     }
 }
 
-/// Tries until `op` succeeds, or `stop` is cancelled: then `None`. `what` completes "could not …" in the log: the first failure
-/// and every tenth is a warning, the others are debug.
-pub async fn until_stopped<T, E, Op, Try>(stop: &CancellationToken, what: &str, op: Op) -> Option<T>
-where
-    E: Error,
-    Op: FnMut() -> Try,
-    Try: Future<Output = Result<T, E>>,
-{
-    tokio::select! {
-        value = endlessly(what, op) => Some(value),
-        () = stop.cancelled() => None,
-    }
-}
-
-async fn endlessly<T, E, Op, Try>(what: &str, mut op: Op) -> T
+/// Tries until `op` succeeds; no more, once `stop` is cancelled: then `None`. A try that is under way is not interrupted, and there is
+/// one in any case. `what` completes "could not …" in the log: the first failure and every tenth is a warning, the others are
+/// debug.
+pub async fn until_stopped<T, E, Op, Try>(stop: &CancellationToken, what: &str, mut op: Op) -> Option<T>
 where
     E: Error,
     Op: FnMut() -> Try,
@@ -73,9 +62,12 @@ where
         match op().await {
             Ok(value) => {
                 retry.worked();
-                return value;
+                return Some(value);
             }
-            Err(error) => tokio::time::sleep(retry.failed(error_chain(&error))).await,
+            Err(error) => tokio::select! {
+                () = tokio::time::sleep(retry.failed(error_chain(&error))) => {}
+                () = stop.cancelled() => return None,
+            },
         }
     }
 }

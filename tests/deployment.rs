@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde_json::json;
 use sipstuff_operator::call::{CallId, Status};
-use sipstuff_operator::job::{JobOrder, Phase};
+use sipstuff_operator::job::JobOrder;
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
-use crate::runners::kubernetes::{SOON, answers, order_with_password, phase_becomes, run_pods, settings};
+use crate::runners::kubernetes::{SOON, answers, ends, order_with_password, run_pods, settings};
 use crate::support::{
     ControlPlane, Namespace, Operator, Setup, accepted, delete, eventually, operator, request_of, with,
 };
@@ -61,8 +61,7 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
     let change = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
     change.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
     let _node = run_pods(namespace, answers);
-    phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: true }).await;
-    runner.ending(order.name()).await?;
+    ends(&runner, order.name()).await?;
     runner.release(order.name()).await?;
     runner.stop(order.name()).await
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::{Outcome, Status};
 
-/// One step of a call's life, with what is learned by it.
+/// One step of a call, with what is learned by it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// Accepted into the queue.
@@ -25,6 +25,8 @@ pub enum Change {
         namespace: String,
         /// The message that claims it.
         queue_sequence: u64,
+        /// When the attempt is over at the latest, whatever becomes of its cluster.
+        ends_by: Timestamp,
     },
     /// The pod or process runs.
     Running {

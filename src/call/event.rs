@@ -33,7 +33,7 @@ pub struct StatusEvent {
     /// True only for the last event of the call: a failed attempt with a redial to come is not final.
     #[serde(rename = "final")]
     pub is_final: bool,
-    /// Attempt number, from 1; 0 before the first attempt is claimed.
+    /// Attempt number, from 1, those that did not count included; 0 before the first attempt is claimed.
     pub attempt: u32,
     /// The batch that the caller named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,6 +57,15 @@ pub struct StatusEvent {
     /// The request's `not_before`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// When the attempt is over at the latest, from when it is claimed on: past it, it has ended `unknown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_by: Option<Timestamp>,
+    /// How many attempts did not count, since their container never ran (`not_started`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub faults: u32,
+    /// When the first of the last attempts that did not count ended; absent after one that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults_since: Option<Timestamp>,
     /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
@@ -85,6 +94,11 @@ pub struct StatusEvent {
     pub queue_sequence: Option<u64>,
     /// How many attempts the call may take.
     pub max_attempts: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl StatusEvent {
@@ -164,7 +178,7 @@ impl StatusEvent {
         match change {
             Change::Queued | Change::Cancelling => {}
             Change::Scheduled { due_at } => self.due_at = Some(due_at),
-            Change::Pending { attempt, cluster, namespace, queue_sequence } => {
+            Change::Pending { attempt, cluster, namespace, queue_sequence, ends_by } => {
                 self.forget_attempt();
                 self.attempt = attempt;
                 self.job = Some(self.name.job(attempt));
@@ -172,9 +186,11 @@ impl StatusEvent {
                 self.namespace = namespace;
                 self.queue_sequence = Some(queue_sequence);
                 self.created_at = Some(now);
+                self.ends_by = Some(ends_by);
             }
             Change::Running { started_at } => self.started_at = Some(started_at),
             Change::Ended(ended) => {
+                self.count(ended.outcome, now);
                 self.outcome = Some(ended.outcome);
                 self.sip_code = ended.sip_code;
                 self.exit_code = ended.exit_code;
@@ -191,6 +207,20 @@ impl StatusEvent {
                 self.completed_at = Some(now);
             }
         }
+    }
+
+    fn count(&mut self, outcome: Outcome, now: Timestamp) {
+        if outcome.counts() {
+            self.faults_since = None;
+        } else {
+            self.faults += 1;
+            self.faults_since.get_or_insert(now);
+        }
+    }
+
+    /// How many attempts count among `max_attempts`, the present one included.
+    pub fn counted_attempts(&self) -> u32 {
+        self.attempt.saturating_sub(self.faults)
     }
 
     /// What was known of the attempt before is not true of the next one.
@@ -223,6 +253,9 @@ impl StatusEvent {
             started_at: None,
             completed_at: None,
             not_before: None,
+            ends_by: None,
+            faults: 0,
+            faults_since: None,
             due_at: None,
             exit_code: None,
             outcome: None,

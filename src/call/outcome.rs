@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Answered and played: the caller's exit code 0.
+    /// Somebody answered: the caller's exit code 0.
     Answered,
     /// The callee is busy (486, 600).
     Busy,
@@ -32,11 +32,17 @@ pub enum Outcome {
     /// No call was made (the caller did not get that far, or its request was refused as such: 3xx and every 4xx without an
     /// outcome of its own), or the caller failed after the answer (2xx).
     Error,
+    /// The caller's container never ran: no node, no image, a quota, an eviction before its start. No number was dialled, so the
+    /// attempt does not count.
+    NotStarted,
+    /// The number may have been dialled, and nobody knows how it ended: the node, the cluster or the pod is gone, or the attempt's
+    /// time ran out.
+    Unknown,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 12] = [
+    pub const ALL: [Outcome; 14] = [
         Outcome::Answered,
         Outcome::Busy,
         Outcome::NoAnswer,
@@ -49,6 +55,8 @@ impl Outcome {
         Outcome::Congestion,
         Outcome::Network,
         Outcome::Error,
+        Outcome::NotStarted,
+        Outcome::Unknown,
     ];
 
     /// The name on the wire.
@@ -66,10 +74,17 @@ impl Outcome {
             Outcome::Congestion => "congestion",
             Outcome::Network => "network",
             Outcome::Error => "error",
+            Outcome::NotStarted => "not_started",
+            Outcome::Unknown => "unknown",
         }
     }
 
-    /// Whether a call may be dialled again after it: only where nobody, and no number plan, has said no.
+    /// Whether an attempt that ended so counts among `max_attempts`: what is the operator's or the cluster's fault does not.
+    pub fn counts(self) -> bool {
+        self != Outcome::NotStarted
+    }
+
+    /// Whether `redial_on` may name it: only where nobody, and no number plan, has said no.
     pub fn may_redial(self) -> bool {
         matches!(self, Outcome::Busy | Outcome::NoAnswer | Outcome::Congestion | Outcome::Network)
     }

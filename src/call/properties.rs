@@ -45,6 +45,7 @@ fn change() -> impl Strategy<Value = Change> {
             cluster,
             namespace: "calls".to_owned(),
             queue_sequence,
+            ends_by: Timestamp::UNIX_EPOCH,
         }),
         moment().prop_map(|started_at| Change::Running { started_at }),
         Just(Change::Cancelling),
@@ -74,8 +75,8 @@ fn is_in_diagram(from: Option<Status>, to: Status) -> bool {
 /// Whoever claims an attempt counts on from the one before.
 fn numbered(change: Change, attempt: u32) -> Change {
     match change {
-        Change::Pending { cluster, namespace, queue_sequence, .. } => {
-            Change::Pending { attempt, cluster, namespace, queue_sequence }
+        Change::Pending { cluster, namespace, queue_sequence, ends_by, .. } => {
+            Change::Pending { attempt, cluster, namespace, queue_sequence, ends_by }
         }
         other => other,
     }
@@ -146,7 +147,13 @@ proptest! {
 
     #[test]
     fn a_failed_attempt_is_final_unless_a_redial_is_to_come(ended in ended(), now in moment()) {
-        let claim = Change::Pending { attempt: 1, cluster: "c".to_owned(), namespace: "n".to_owned(), queue_sequence: 1 };
+        let claim = Change::Pending {
+            attempt: 1,
+            cluster: "c".to_owned(),
+            namespace: "n".to_owned(),
+            queue_sequence: 1,
+            ends_by: Timestamp::UNIX_EPOCH,
+        };
         let running = StatusEvent::first(&call(), "n", now, claim, now).unwrap();
         let running = running.next(Change::Running { started_at: now }, now).unwrap();
         let redial = ended.redial;

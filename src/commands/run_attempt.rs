@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::job::Ran;
 use crate::runner::local::STOP_GRACE;
 use crate::runner::local::folder::{Exit, Folder, Handover, Started};
 
@@ -70,7 +71,14 @@ fn start(folder: &Folder, handover: &Handover) -> io::Result<(Child, Timestamp)>
 }
 
 fn never_ran(reason: String) -> Exit {
-    Exit { exit_code: None, reason: Some(reason), message: None, started_at: None, completed_at: Timestamp::now() }
+    Exit {
+        exit_code: None,
+        ran: Ran::No,
+        reason: Some(reason),
+        message: None,
+        started_at: None,
+        completed_at: Timestamp::now(),
+    }
 }
 
 fn attend(folder: &Folder, mut child: Child, started_at: Timestamp, handover: &Handover) -> io::Result<Exit> {
@@ -96,6 +104,7 @@ fn exit_of(
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     Exit {
         exit_code: code.filter(|_| late.is_none()),
+        ran: Ran::Yes,
         reason: late.map(|seconds| format!("DeadlineExceeded: it ran longer than {seconds} s")),
         message: if status.success() && late.is_none() { None } else { folder.message() },
         started_at: Some(started_at),

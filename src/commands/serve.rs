@@ -13,10 +13,10 @@ use crate::{
     call::Status,
     call_index::{Brief, CallIndex},
     config::{HttpArgs, QueueArgs, Settings},
-    dialler::{Dialler, Limits},
+    dialler::{Dialler, Starts},
     http::{self, HttpSettings},
     job::JobDefaults,
-    job_watch::{self, Sightings},
+    job_watch::{self, JobStore},
     nats::{
         Names, StreamSettings,
         connect::{self, ConnectError},
@@ -25,12 +25,12 @@ use crate::{
     queue::{
         Delivery, InFlight, Inbox, control,
         dead_letters::DeadLetters,
-        heartbeat::Heartbeat,
         pull,
         rate_limit::RateLimit,
         scheduled::{self, Timers},
         undecodable,
     },
+    reconcile::Reconciler,
     retry::{self, Retry},
     schema, shutdown,
     status_log::StatusLog,
@@ -101,22 +101,33 @@ impl Engine {
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
         let prepare = || streams::bucket(&jetstream, &streams);
         let bucket = retry::until_stopped(closing, "prepare the bucket", prepare).await.context(STOPPED)?;
-        let QueueArgs { calls_per_second, orphan_after, .. } = settings.queue;
-        let handing_back = CancellationToken::new();
+        let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
+        let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
+        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
+        let reconciler = Reconciler::new(
+            log.clone(),
+            runner.clone(),
+            store.clone(),
+            defaults.start_seconds,
+            cluster.clone(),
+            handing_back.clone(),
+            tasks.clone(),
+        );
         let dialler = Arc::new(Dialler {
             log: log.clone(),
             runner: runner.clone(),
-            sightings: Sightings::default(),
+            store,
+            reconciler,
             in_flight: InFlight::new(client.clone()),
             timers: Timers::new(jetstream.clone(), &streams.names),
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
-            cluster: settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone()),
-            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
-            heartbeat: Heartbeat::new(bucket, orphan_after),
+            cluster,
+            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket, calls_per_second)),
+            fault_patience,
             closing: handing_back.clone(),
-            tasks: TaskTracker::new(),
-            limits: Limits::default(),
+            tasks,
+            starts: Starts::default(),
         });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
         engine.follow(api, settings.queue.status_retention);
@@ -125,7 +136,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The index follows the log, the sightings follow the runner, and the ack waits of what is in progress are extended.
+    /// The index follows the log, the store follows the runner, and the ack waits of what is in progress are extended.
     fn follow(&mut self, api: &Api, retention: Duration) {
         let dialler = &self.dialler;
         let index = CallIndex::default();
@@ -137,25 +148,21 @@ impl Engine {
             index: index.clone(),
             namespace: dialler.defaults.namespace.clone(),
         });
-        let sightings = dialler.sightings.clone();
+        let store = dialler.store.clone();
         let stream = self.streams.names.status_stream.clone();
         let patient = connect::patient_jetstream(self.client.clone());
-        let on_change = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
+        let on_change = move |brief: &Brief| wake_if_cancelling(&store, brief);
         self.background.spawn(index.clone().follow(patient, dialler.log.clone(), stream, on_change));
         self.background.spawn(index.sweep(retention));
-        let (listed, others) = (api.clone(), dialler.clone());
-        self.background.spawn(job_watch::watch_runner(
-            dialler.runner.clone(),
-            dialler.sightings.clone(),
-            move |unfollowed| {
-                listed.set_runner_listed();
-                others.reconcile(unfollowed);
-            },
-        ));
+        let (listed, reconciler) = (api.clone(), dialler.reconciler.clone());
+        self.background.spawn(job_watch::watch_runner(dialler.runner.clone(), dialler.store.clone(), move || {
+            listed.set_runner_listed();
+            reconciler.request();
+        }));
+        self.background.spawn(dialler.reconciler.clone().run());
         self.background.spawn(dialler.in_flight.clone().keep_in_progress());
         let (state, names) = (api.clone(), self.streams.names.clone());
         self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
-        self.background.spawn(dialler.heartbeat.clone().run(dialler.cluster.clone()));
     }
 
     /// Moves what comes due into the queue, and takes from the queue, until `closing`.
@@ -194,11 +201,11 @@ impl Engine {
 }
 
 /// Whoever holds a call that is to be cancelled learns of it from the log.
-fn wake_if_cancelling(sightings: &Sightings, brief: &Brief) {
+fn wake_if_cancelling(store: &JobStore, brief: &Brief) {
     if brief.status == Status::Cancelling
         && let Some(job) = &brief.job
     {
-        sightings.wake(job);
+        store.wake(job);
     }
 }
 

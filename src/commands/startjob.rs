@@ -51,7 +51,7 @@ mod tests {
 
     use super::*;
     use crate::job::samples::defaults;
-    use crate::job::{Ending, JobOrder, ObservedJob};
+    use crate::job::{JobOrder, ObservedJob};
     use crate::runner::{Observation, Place, RunnerError, StartError};
 
     #[derive(Parser)]
@@ -82,10 +82,6 @@ mod tests {
         }
 
         async fn find(&self, _: &str) -> Result<Option<ObservedJob>, RunnerError> {
-            unreachable!("startjob only starts")
-        }
-
-        async fn ending(&self, _: &str) -> Result<Ending, RunnerError> {
             unreachable!("startjob only starts")
         }
 

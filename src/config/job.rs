@@ -38,7 +38,10 @@ pub struct JobArgs {
     /// Whether pods use the host's network, as SIP behind NAT often needs
     #[arg(long, env = "JOB_HOST_NETWORK", default_value = "true", global = true, value_parser = truth, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub job_host_network: bool,
-    /// Seconds added to the longest the conversation can last; together they are the Job's deadline
+    /// Seconds that an attempt's container may take to run after its claim; then its Job is removed and the call tried again later
+    #[arg(long, env = "JOB_START_SECONDS", default_value_t = 600, global = true, value_parser = whole(1_u32..=86_400))]
+    pub job_start_seconds: u32,
+    /// Seconds added to the longest the conversation can last; together they are the pod's deadline
     #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
     pub job_deadline_margin_seconds: u32,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
@@ -84,6 +87,7 @@ impl JobArgs {
             job_ttl_seconds,
             job_backoff_limit,
             job_host_network,
+            job_start_seconds,
             job_deadline_margin_seconds,
             job_template_file,
             piper_data_dir,
@@ -113,6 +117,7 @@ impl JobArgs {
             run_as_group,
             fs_group,
             node_selector: default_node_selector.unwrap_or_default().0,
+            start_seconds: job_start_seconds,
             deadline_margin: job_deadline_margin_seconds,
             template: template.transpose()?,
         })

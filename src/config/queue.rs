@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{orphan_after, rate, retention, whole};
+use super::values::{fault_patience, rate, retention, whole};
 use crate::nats::{Names, StreamSettings};
 
 /// The queue and the status log.
@@ -18,9 +18,9 @@ pub struct QueueArgs {
     /// Most calls begun per second, over all replicas, evenly spaced; fractions allowed. 0: no limit
     #[arg(long, env = "CALLS_PER_SECOND", default_value = "0", global = true, value_parser = rate)]
     pub calls_per_second: f64,
-    /// How long another cluster must not have been heard of until the calls that it had claimed are given up; at least 120 s
-    #[arg(long, env = "ORPHAN_AFTER", default_value = "18h", global = true, value_parser = orphan_after)]
-    pub orphan_after: Duration,
+    /// How long a call is tried again whose attempts never ran, for want of a node, an image or a quota; 0s: not at all
+    #[arg(long, env = "FAULT_PATIENCE", default_value = "1h", global = true, value_parser = fault_patience)]
+    pub fault_patience: Duration,
     /// How long a call's records are kept after its last change, or after the moment it waits for; at least 24h
     #[arg(long, env = "STATUS_RETENTION", default_value = "72h", global = true, value_parser = retention)]
     pub status_retention: Duration,
@@ -41,7 +41,7 @@ impl QueueArgs {
         let Self {
             max_active_calls,
             calls_per_second: _,
-            orphan_after: _,
+            fault_patience: _,
             status_retention: _,
             nats_replicas,
             queue_max_messages,

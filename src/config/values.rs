@@ -8,8 +8,6 @@ use crate::call::validate::names::{is_label_key, is_label_value, is_subdomain};
 
 /// A record must outlive the longest call: 600 s × 100, and its delays.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
-/// Shorter than a few heartbeats, a restart would give calls up that still run.
-const SHORTEST_ORPHAN_AFTER: Duration = Duration::from_secs(120);
 
 /// A whole number in a range.
 pub(super) fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
@@ -42,8 +40,8 @@ pub(super) fn retention(text: &str) -> Result<Duration, String> {
     at_least(text, SHORTEST_RETENTION)
 }
 
-pub(super) fn orphan_after(text: &str) -> Result<Duration, String> {
-    at_least(text, SHORTEST_ORPHAN_AFTER)
+pub(super) fn fault_patience(text: &str) -> Result<Duration, String> {
+    at_least(text, Duration::ZERO)
 }
 
 /// A duration as a setting or flag has it: seconds, or a span such as `7d12h`, where a day has 24 hours.

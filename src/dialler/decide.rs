@@ -4,8 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::call::{Fingerprint, Status, StatusEvent};
 
-/// A schedule may fire this much early by our clock, since it fires by the server's.
+/// A call may be dialled this much before its moment by our clock: timers fire by the server's.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(1);
+/// Deliveries after which a message that is ahead of the log is not believed any more.
+const MAX_DELIVERIES_AHEAD: u64 = 5;
 
 /// What a message asks for.
 #[derive(Debug, Clone)]
@@ -14,12 +16,14 @@ pub struct Asked {
     pub attempt: u32,
     /// The message's sequence in the queue: the same for every delivery of it.
     pub sequence: u64,
+    /// How often it was delivered, from 1.
+    pub deliveries: u64,
     /// Of its request.
     pub fingerprint: Fingerprint,
     /// Whether one of us accepted it, so that `queued` was or will be recorded.
     pub accepted: bool,
-    /// Whether a timer fired it.
-    pub fired: bool,
+    /// The moment of the timer that fired it.
+    pub fired_at: Option<Timestamp>,
     /// Its `not_before`.
     pub not_before: Option<Timestamp>,
     /// Its `not_after`.
@@ -52,20 +56,21 @@ pub enum Step {
     Stop,
     /// The attempt failed and another one is to come: record when.
     Redial,
-    /// A timer fired by a clock that is ahead of ours, or the log as it was read is behind the message: give the message back
-    /// until then.
-    Wait(Timestamp),
-    /// Another cluster has claimed it: give the message back.
-    GiveBack,
+    /// The log as it was read is behind the message: hand the message back for a moment.
+    HandBack,
+    /// Another cluster has claimed it: hand the message back, unless the attempt had all its time.
+    Elsewhere,
     /// Nothing is left to do for this message.
     Done,
     /// The id belongs to another request.
     Conflict,
+    /// The message asks for an attempt that was never to come: its headers are made up.
+    Implausible,
 }
 
 /// Decides the next step; `docs/decisions/02-the-status-log-decides.md` has the table in words.
 pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
-    let Some(last) = last else { return unheard_of(asked, now) };
+    let Some(last) = last else { return unknown(asked, now) };
     if last.fingerprint != asked.fingerprint {
         return Step::Conflict;
     }
@@ -73,57 +78,67 @@ pub fn decide(last: Option<&StatusEvent>, asked: &Asked, cluster: &str, now: Tim
         return Step::Done;
     }
     match last.status {
-        Status::Queued => dialable(asked, 1, now),
+        Status::Queued => dialable(asked, now),
         Status::Scheduled => scheduled(last, asked, now),
-        _ => claimed(last, asked, cluster, now),
+        _ => claimed(last, asked, cluster),
     }
 }
 
-fn unheard_of(asked: &Asked, now: Timestamp) -> Step {
-    if asked.accepted && asked.attempt == 1 { Step::RecordQueued } else { dialable(asked, asked.attempt, now) }
-}
-
-fn dialable(asked: &Asked, attempt: u32, now: Timestamp) -> Step {
-    match (asked.not_before, asked.not_after) {
-        (_, Some(end)) if end <= now => Step::Expire,
-        (Some(begin), _) if begin > now + CLOCK_TOLERANCE => Step::Postpone(begin),
-        _ => Step::Claim(attempt),
+/// The log has no record, or has lost it. A later attempt than the first has waited for its `not_before` already.
+fn unknown(asked: &Asked, now: Timestamp) -> Step {
+    match asked.attempt {
+        1 if asked.accepted => Step::RecordQueued,
+        1 => dialable(asked, now),
+        _ if is_late(asked, now) => Step::Expire,
+        later => Step::Claim(later),
     }
 }
 
-/// The attempt before, if any, is over. A message of that attempt is behind the log: the crash came before its schedule was
-/// published or the message was acknowledged, so it is scheduled again, which replaces what is there.
+fn dialable(asked: &Asked, now: Timestamp) -> Step {
+    match asked.not_before {
+        _ if is_late(asked, now) => Step::Expire,
+        Some(begin) if begin > now + CLOCK_TOLERANCE => Step::Postpone(begin),
+        _ => Step::Claim(1),
+    }
+}
+
+fn is_late(asked: &Asked, now: Timestamp) -> bool {
+    asked.not_after.is_some_and(|end| end <= now)
+}
+
+/// The attempt before, if any, is over. A message of that attempt is behind the log: the crash came before its timer was
+/// set or the message was acknowledged, so it is set again, which replaces what is there. The timer's own message is due even if
+/// our clock is behind the server's.
 fn scheduled(last: &StatusEvent, asked: &Asked, now: Timestamp) -> Step {
     let attempt = last.attempt + 1;
     let due = last.due_at.unwrap_or(now);
-    let is_due = due <= now + CLOCK_TOLERANCE;
-    match asked.not_after {
-        Some(end) if end <= now => Step::Expire,
-        _ if asked.attempt == attempt && is_due => Step::Claim(attempt),
-        _ if asked.attempt == attempt && asked.fired => Step::Wait(due),
-        _ if asked.attempt > attempt => behind(now),
+    let is_due = due <= now + CLOCK_TOLERANCE || asked.fired_at == Some(due);
+    match asked.attempt {
+        _ if is_late(asked, now) => Step::Expire,
+        asked if asked == attempt && is_due => Step::Claim(attempt),
+        later if later > attempt => ahead(asked),
         _ => Step::Schedule { attempt, due },
     }
 }
 
-fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str, now: Timestamp) -> Step {
+fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str) -> Step {
     if last.queue_sequence != Some(asked.sequence) {
-        return if asked.attempt > last.attempt { behind(now) } else { Step::Done };
+        return if asked.attempt > last.attempt { ahead(asked) } else { Step::Done };
     }
     match last.status {
         // Its Job has ended, so nothing of it is left that only its cluster could see to.
         Status::Failed => Step::Redial,
-        _ if last.cluster.as_deref() != Some(cluster) => Step::GiveBack,
+        _ if last.cluster.as_deref() != Some(cluster) => Step::Elsewhere,
         Status::Pending => Step::Start,
         Status::Cancelling => Step::Stop,
         _ => Step::Watch,
     }
 }
 
-/// A message asks for an attempt only after that was recorded as to come. Where the log does not say so, it was read from a copy
-/// of the stream that lags (direct gets are answered by any), and to acknowledge the message now could lose the call.
-fn behind(now: Timestamp) -> Step {
-    Step::Wait(now + CLOCK_TOLERANCE)
+/// A message asks for an attempt only after that was recorded as to come. Where the log does not say so, it may have been read
+/// from a copy that lags, and to acknowledge the message now could lose the call; but not again and again.
+fn ahead(asked: &Asked) -> Step {
+    if asked.deliveries <= MAX_DELIVERIES_AHEAD { Step::HandBack } else { Step::Implausible }
 }
 
 #[cfg(test)]
@@ -142,7 +157,16 @@ mod tests {
 
     fn asked(attempt: u32, sequence: u64) -> Asked {
         let fingerprint = Fingerprint::of(b"request");
-        Asked { attempt, sequence, fingerprint, accepted: false, fired: false, not_before: None, not_after: None }
+        Asked {
+            attempt,
+            sequence,
+            deliveries: 1,
+            fingerprint,
+            accepted: false,
+            fired_at: None,
+            not_before: None,
+            not_after: None,
+        }
     }
 
     /// A call's state after some changes, all at second 100.
@@ -156,7 +180,13 @@ mod tests {
     }
 
     fn pending(attempt: u32, cluster: &str) -> Change {
-        Change::Pending { attempt, cluster: cluster.into(), namespace: "n".into(), queue_sequence: SEQUENCE }
+        Change::Pending {
+            attempt,
+            cluster: cluster.into(),
+            namespace: "n".into(),
+            queue_sequence: SEQUENCE,
+            ends_by: at(900),
+        }
     }
 
     fn running() -> Change {
@@ -208,21 +238,27 @@ mod tests {
                 Step::Schedule { attempt: 1, due: at(300) },
             ),
             (
-                "not due, though the timer fired",
+                "fired by a clock that is ahead of ours",
                 Some(after(vec![scheduled(300)])),
-                Asked { fired: true, ..asked(1, SEQUENCE) },
-                Step::Wait(at(300)),
+                Asked { fired_at: Some(at(300)), ..asked(1, SEQUENCE) },
+                Step::Claim(1),
+            ),
+            (
+                "fired by another timer, or so it says",
+                Some(after(vec![scheduled(300)])),
+                Asked { fired_at: Some(at(150)), ..asked(1, SEQUENCE) },
+                Step::Schedule { attempt: 1, due: at(300) },
             ),
             ("claimed here by this message", Some(after(vec![pending(1, HERE)])), asked(1, SEQUENCE), Step::Start),
             ("claimed by another message", Some(after(vec![pending(1, HERE)])), asked(1, 8), Step::Done),
-            ("claimed elsewhere", Some(after(vec![pending(1, "there")])), asked(1, SEQUENCE), Step::GiveBack),
+            ("claimed elsewhere", Some(after(vec![pending(1, "there")])), asked(1, SEQUENCE), Step::Elsewhere),
             ("claimed elsewhere by another message", Some(after(vec![pending(1, "there")])), asked(1, 8), Step::Done),
             ("running here", Some(after(vec![pending(1, HERE), running()])), asked(1, SEQUENCE), Step::Watch),
             (
                 "running elsewhere",
                 Some(after(vec![pending(1, "there"), running()])),
                 asked(1, SEQUENCE),
-                Step::GiveBack,
+                Step::Elsewhere,
             ),
             ("to be stopped", Some(after(vec![pending(1, HERE), Change::Cancelling])), asked(1, SEQUENCE), Step::Stop),
             (
@@ -266,13 +302,25 @@ mod tests {
                 "claimed for the attempt before, as a lagging copy says",
                 Some(after(vec![pending(1, HERE)])),
                 asked(2, 9),
-                Step::Wait(at(201)),
+                Step::HandBack,
             ),
             (
                 "to be scheduled for an attempt before, as a lagging copy says",
                 Some(after(vec![scheduled(150)])),
                 asked(2, 9),
-                Step::Wait(at(201)),
+                Step::HandBack,
+            ),
+            (
+                "ahead of the log again and again",
+                Some(after(vec![scheduled(150)])),
+                Asked { deliveries: 6, ..asked(2, SEQUENCE) },
+                Step::Implausible,
+            ),
+            (
+                "a later attempt of a call whose record is gone, with a moment to come",
+                None,
+                Asked { not_before: Some(at(300)), ..asked(2, SEQUENCE) },
+                Step::Claim(2),
             ),
             ("cancelled", Some(after(vec![Change::Cancelled { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
             ("rejected", Some(after(vec![Change::Rejected { reason: "x".into() }])), asked(1, SEQUENCE), Step::Done),
@@ -304,6 +352,7 @@ mod tests {
                 cluster,
                 namespace: "n".into(),
                 queue_sequence,
+                ends_by: at(900),
             }),
             Just(running()),
             Just(Change::Cancelling),
@@ -318,8 +367,8 @@ mod tests {
         prop::option::weighted(0.9, prop::collection::vec(change(), 0..12)).prop_map(|changes| {
             let step = |event: StatusEvent, change| {
                 let change = match change {
-                    Change::Pending { cluster, namespace, queue_sequence, .. } => {
-                        Change::Pending { attempt: event.attempt + 1, cluster, namespace, queue_sequence }
+                    Change::Pending { cluster, namespace, queue_sequence, ends_by, .. } => {
+                        Change::Pending { attempt: event.attempt + 1, cluster, namespace, queue_sequence, ends_by }
                     }
                     other => other,
                 };
@@ -331,11 +380,11 @@ mod tests {
 
     fn any_asked() -> impl Strategy<Value = Asked> {
         let moment = || prop::option::of((150_i64..250).prop_map(at));
-        (1..4_u32, 6_u64..9, any::<bool>(), any::<bool>(), any::<bool>(), moment(), moment()).prop_map(
-            |(attempt, sequence, is_same, accepted, fired, not_before, not_after)| Asked {
+        (1..4_u32, 6_u64..9, any::<bool>(), any::<bool>(), moment(), moment(), moment()).prop_map(
+            |(attempt, sequence, is_same, accepted, fired_at, not_before, not_after)| Asked {
                 fingerprint: Fingerprint::of(if is_same { b"request" } else { b"another" }),
                 accepted,
-                fired,
+                fired_at,
                 not_before,
                 not_after,
                 ..asked(attempt, sequence)
@@ -351,7 +400,7 @@ mod tests {
             Step::Expire => Some(Status::Expired),
             Step::Claim(_) => Some(Status::Pending),
             // When that cluster is given up.
-            Step::GiveBack => Some(Status::Failed),
+            Step::Elsewhere => Some(Status::Failed),
             _ => None,
         }
     }
@@ -404,8 +453,10 @@ mod tests {
             if let Step::Claim(attempt) = decide(last.as_ref(), &asked, HERE, at(200)) {
                 prop_assert!(asked.not_after.is_none_or(|end| end > at(200)));
                 let due = last.as_ref().and_then(|last| last.due_at);
-                prop_assert!(due.is_none_or(|due| due <= at(201)));
-                prop_assert!(due.is_some() || asked.not_before.is_none_or(|begin| begin <= at(201)));
+                prop_assert!(due.is_none_or(|due| due <= at(201) || asked.fired_at == Some(due)));
+                // Of a call whose record is lost, a later attempt has waited for that moment before.
+                let waits = due.is_none() && attempt == 1;
+                prop_assert!(!waits || asked.not_before.is_none_or(|begin| begin <= at(201)));
                 // Where the log is lost, the message alone knows which attempt it is.
                 prop_assert_eq!(attempt, last.map_or(asked.attempt, |last| last.attempt + 1));
             }

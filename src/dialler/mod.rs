@@ -8,7 +8,7 @@ mod error_policy;
 mod processing;
 mod redial;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -16,21 +16,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
-    call::{Call, CallId, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate},
+    call::{Call, CallId, FieldError, Fingerprint, Refusal, StatusEvent, validate},
     clock::now,
-    job::{JobDefaults, ObservedJob, Phase},
-    job_watch::{self, Sightings},
-    nats::{NatsError, NatsErrorKind},
+    job::JobDefaults,
+    job_watch::JobStore,
+    nats::NatsErrorKind,
     queue::{
         Delivery, InFlight,
         dead_letters::DeadLetters,
-        heartbeat::Heartbeat,
         in_flight::Settlement,
         inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
         pull::PrefetchPermit,
         rate_limit::RateLimit,
         scheduled::Timers,
     },
+    reconcile::Reconciler,
     retry,
     runner::Runner,
     status_log::{Recorded, StatusLog},
@@ -40,10 +40,6 @@ use processing::Processing;
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;
-/// Jobs that are looked at at once after a full list.
-const RECONCILED_AT_ONCE: usize = 32;
-/// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
-const RELEASED_AT_ONCE: usize = 16;
 
 /// Everything that is needed to process a message.
 pub struct Dialler {
@@ -52,7 +48,9 @@ pub struct Dialler {
     /// Where Jobs run.
     pub runner: Arc<dyn Runner>,
     /// What the runner reported.
-    pub sightings: Sightings,
+    pub store: JobStore,
+    /// Lets settled Jobs go.
+    pub reconciler: Reconciler,
     /// The messages in flight here.
     pub in_flight: InFlight,
     /// For attempts that wait for their moment.
@@ -65,31 +63,23 @@ pub struct Dialler {
     pub cluster: String,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
-    /// Which clusters are there.
-    pub heartbeat: Heartbeat,
+    /// `FAULT_PATIENCE`: how long a call is tried again whose attempts never ran.
+    pub fault_patience: Duration,
     /// Cancelled when the process is to end: messages are handed back.
     pub closing: CancellationToken,
     /// Every task that works on a message.
     pub tasks: TaskTracker,
-    /// How much is done at once.
-    pub limits: Limits,
+    /// Job creations under way.
+    pub starts: Starts,
 }
 
-/// How much is done at once.
+/// Job creations under way at once.
 #[derive(Debug)]
-pub struct Limits {
-    starts: Semaphore,
-    reconciles: Semaphore,
-    releases: Arc<Semaphore>,
-}
+pub struct Starts(Semaphore);
 
-impl Default for Limits {
+impl Default for Starts {
     fn default() -> Self {
-        Self {
-            starts: Semaphore::new(STARTS_IN_FLIGHT),
-            reconciles: Semaphore::new(RECONCILED_AT_ONCE),
-            releases: Arc::new(Semaphore::new(RELEASED_AT_ONCE)),
-        }
+        Self(Semaphore::new(STARTS_IN_FLIGHT))
     }
 }
 
@@ -157,67 +147,9 @@ impl Dialler {
         })
         .await
     }
-
-    /// Brings the log up to a Job that nobody here holds: it changed while no operator looked.
-    pub fn reconcile(self: &Arc<Self>, jobs: Vec<ObservedJob>) {
-        for job in jobs {
-            let dialler = self.clone();
-            self.tasks.spawn(async move {
-                let Ok(_permit) = dialler.limits.reconciles.acquire().await else { return };
-                let span = tracing::info_span!("reconcile", call_id = %job.id, job = job.name, attempt = job.attempt);
-                dialler.reconcile_one(&job).instrument(span).await;
-            });
-        }
-    }
-
-    async fn reconcile_one(&self, job: &ObservedJob) {
-        let name = job.id.name();
-        let read = || async { self.log.last(&name).await.or_else(corrupt_is_nothing) };
-        let Some(last) = retry::until_stopped(&self.closing, "read the status log", read).await else { return };
-        let Some(mut last) = last else {
-            tracing::warn!("the status log knows nothing of this Job, it is left alone");
-            return;
-        };
-        if last.event.attempt == job.attempt && !last.event.is_final {
-            let Ok(facts) = job_watch::facts_of(self.runner.as_ref(), job).await else { return };
-            // Whether a failed attempt is redialled is in the request, which only the message's holder has.
-            let may_redial = last.event.attempt < last.event.max_attempts;
-            for change in job_watch::difference(&last.event, &facts, |outcome| may_redial && outcome.may_redial()) {
-                if may_redial && change.status() == Status::Failed {
-                    return;
-                }
-                let Ok(event) = last.event.next(change, now()) else { return };
-                let Ok(next) = self.log.append(event, last.sequence).await else { return };
-                last = next;
-            }
-        }
-        let has_ended = last.event.attempt == job.attempt && !last.event.status.is_active();
-        if has_ended || last.event.is_final || last.event.attempt > job.attempt {
-            let is_ours = last.event.fingerprint == job.fingerprint;
-            let is_over = !is_ours || matches!(job.phase, Phase::Finished { .. });
-            self.let_go(job.name.clone(), is_over, last.event.status);
-        }
-    }
-
-    /// Lets a Job go whose call has its end in the log; in the background, since the call does not wait for it, and few at a time.
-    /// One that lives though its call is recorded as one that is not made, as after a start that came too late, is stopped.
-    fn let_go(&self, job: String, is_over: bool, status: Status) {
-        let is_stray = !is_over && matches!(status, Status::Cancelled | Status::Expired | Status::Rejected);
-        let (runner, releases, closing) = (self.runner.clone(), self.limits.releases.clone(), self.closing.clone());
-        self.tasks.spawn(async move {
-            if is_stray {
-                tracing::warn!(job, %status, "a Job lives though its call is over, it is stopped");
-            }
-            retry::until_stopped(&closing, "let a settled Job go", || async {
-                let _turn = releases.acquire().await;
-                if is_stray { runner.stop(&job).await } else { runner.release(&job).await }
-            })
-            .await;
-        });
-    }
 }
 
-/// Why a message is no call, and whose it is when that much is known.
+/// Why a message is not a call, and whose it is when that much is known.
 struct Unfit {
     id: Option<CallId>,
     refusal: Refusal,
@@ -265,7 +197,8 @@ fn asked(delivery: &Delivery, call: &Call) -> Asked {
         sequence: delivery.sequence,
         fingerprint: call.fingerprint.clone(),
         accepted: delivery.header(HEADER_QUEUED_AT).is_some(),
-        fired: delivery.header(HEADER_DUE).is_some(),
+        fired_at: delivery.header(HEADER_DUE).and_then(|text| text.parse().ok()),
+        deliveries: delivery.deliveries,
         not_before: call.spec.not_before,
         not_after: call.spec.not_after,
     }
@@ -288,13 +221,5 @@ pub(crate) fn after(last: Option<&Recorded>) -> u64 {
     last.map_or(0, |last| last.sequence)
 }
 
-/// A record that cannot be read says nothing of a Job, which is left alone then.
-fn corrupt_is_nothing(error: NatsError) -> Result<Option<Recorded>, NatsError> {
-    match error.kind() {
-        NatsErrorKind::Corrupt => {
-            tracing::warn!(error = error.chain(), "the record of a call cannot be read");
-            Ok(None)
-        }
-        _ => Err(error),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,12 @@ pub struct Job<'a> {
     /// When the attempt's pod or process began to run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When the attempt is over at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_by: Option<Timestamp>,
+    /// How many attempts did not count, since their container never ran.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub faults: u32,
     /// When the next attempt, or a call with `not_before`, is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
@@ -113,6 +119,11 @@ pub struct Job<'a> {
     pub queue_sequence: Option<u64>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 impl<'a> From<&'a StatusEvent> for Job<'a> {
     fn from(event: &'a StatusEvent) -> Self {
         // Every field by name, so that one added to the event does not compile until it is shown.
@@ -134,6 +145,9 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             created_at,
             started_at,
             completed_at,
+            ends_by,
+            faults,
+            faults_since: _,
             due_at,
             exit_code,
             outcome,
@@ -165,6 +179,8 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             queued_at: *queued_at,
             not_before: *not_before,
             started_at: *started_at,
+            ends_by: *ends_by,
+            faults: *faults,
             due_at: *due_at,
             exit_code: *exit_code,
             outcome: *outcome,

@@ -1,43 +1,86 @@
-//! How a Job ended, from the Job and its pods. Everything may be missing: pods are evicted, collected, or never started.
+//! How an attempt ended, or what it waits for, from its Job and its pods. Everything may be missing: pods are evicted,
+//! collected, or never started.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod},
+};
 
-use super::manifest::CONTAINER;
-use super::observed::{Ending, MAX_MESSAGE_BYTES, end};
+use super::{
+    manifest::CONTAINER,
+    observed::{Ending, MAX_MESSAGE_BYTES, Ran, caller, end, running_since, terminated},
+};
 
 impl Ending {
-    /// How a finished Job ended, by its conditions and the last of its pods that came to an end. For a Job that is not
-    /// finished it tells how things stand, as a failure.
-    pub fn of(job: &Job, pods: &[Pod]) -> Self {
-        let condition = end(job);
-        let succeeded = condition.is_some_and(|(succeeded, _)| succeeded);
+    /// How a finished attempt ended, by the Job's conditions and the last of its pods that came to an end. For one that is not
+    /// finished it says how things stand, as a failure.
+    pub fn of(job: &Job, pods: &[&Pod]) -> Self {
         let pod = last(pods);
-        let caller = pod.and_then(caller_end);
+        let caller = pod.and_then(terminated);
+        let succeeded = match end(job) {
+            Some((succeeded, _)) => succeeded,
+            None => caller.is_some_and(|end| end.exit_code == 0),
+        };
+        let ran = if succeeded { Ran::Yes } else { ran(job, pods) };
         Self {
             succeeded,
-            exit_code: caller.map(|end| end.exit_code),
+            ran,
+            exit_code: caller.filter(|end| !is_lost(end)).map(|end| end.exit_code),
             message: caller.and_then(|end| end.message.as_deref()).filter(|text| !text.is_empty()).map(the_end_of),
             reason: if succeeded { None } else { reason(job, pod) },
-            started_at: caller.and_then(|end| Some(end.started_at.as_ref()?.0)),
+            started_at: caller.filter(|_| ran != Ran::No).and_then(|end| Some(end.started_at.as_ref()?.0)),
             completed_at: caller.and_then(|end| Some(end.finished_at.as_ref()?.0)).unwrap_or_else(|| job_end(job)),
         }
     }
 }
 
-/// The pod that ended last; of pods that never ended, the youngest.
-fn last(pods: &[Pod]) -> Option<&Pod> {
-    pods.iter().max_by_key(|pod| {
-        let ended = caller_end(pod).and_then(|end| Some(end.finished_at.as_ref()?.0));
-        let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (caller_end(pod).is_some(), ended, made)
-    })
+/// Whether the caller's container ran, in any of the pods. A pod that is not there any more may have been there: the Job has
+/// counted it.
+fn ran(job: &Job, pods: &[&Pod]) -> Ran {
+    let counted = job.status.as_ref().and_then(|status| status.failed).unwrap_or(0);
+    let seen: Vec<Ran> = pods.iter().map(|pod| pod_ran(pod)).collect();
+    if seen.contains(&Ran::Yes) {
+        Ran::Yes
+    } else if seen.contains(&Ran::Unknown) || usize::try_from(counted).unwrap_or(0) > pods.len() {
+        Ran::Unknown
+    } else {
+        Ran::No
+    }
 }
 
-fn caller_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
-    let caller = containers(pod).find(|container| container.name == CONTAINER)?;
-    caller.state.as_ref()?.terminated.as_ref()
+/// Whether a pod's caller runs or has run, as far as is known.
+pub fn has_run(pod: &Pod) -> bool {
+    pod_ran(pod) != Ran::No
+}
+
+fn pod_ran(pod: &Pod) -> Ran {
+    match terminated(pod) {
+        Some(end) if is_lost(end) => Ran::Unknown,
+        Some(end) if never_began(end) => Ran::No,
+        Some(_) => Ran::Yes,
+        None if running_since(pod).is_some() => Ran::Unknown,
+        None => Ran::No,
+    }
+}
+
+/// What the kubelet writes for a container whose end it did not see.
+fn is_lost(end: &ContainerStateTerminated) -> bool {
+    end.reason.as_deref() == Some("ContainerStatusUnknown")
+}
+
+/// What the kubelet writes for a container that the runtime could not start.
+fn never_began(end: &ContainerStateTerminated) -> bool {
+    matches!(end.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
+}
+
+/// The pod that ended last; of pods that never ended, the youngest.
+fn last<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
+    pods.iter().copied().max_by_key(|pod| {
+        let ended = terminated(pod).and_then(|end| Some(end.finished_at.as_ref()?.0));
+        let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (terminated(pod).is_some(), ended, made)
+    })
 }
 
 /// Without a clock and without a pod: the Job's own end, or the latest moment that it knows of.
@@ -58,6 +101,20 @@ fn reason(job: &Job, pod: Option<&Pod>) -> Option<String> {
     let job = end(job).and_then(|(_, end)| sentence(end.reason.as_deref(), end.message.as_deref()));
     let parts: Vec<_> = job.into_iter().chain(pod.into_iter().flat_map(pod_reasons)).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// What the youngest pod waits for, where the cluster says so.
+pub(super) fn waiting_for(pods: &[&Pod]) -> Option<String> {
+    let pod = last(pods)?;
+    let reasons: Vec<_> = unscheduled(pod).into_iter().chain(pod_reasons(pod)).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+fn unscheduled(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let refused =
+        conditions.iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    sentence(refused.reason.as_deref(), refused.message.as_deref())
 }
 
 fn pod_reasons(pod: &Pod) -> Vec<String> {
@@ -90,9 +147,8 @@ fn is_on_its_way(reason: &str) -> bool {
 
 /// Init containers first, as they run.
 fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    pod.status.iter().flat_map(|status| {
-        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
-    })
+    let init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    init.chain(caller(pod))
 }
 
 fn sentence(reason: Option<&str>, message: Option<&str>) -> Option<String> {

@@ -1,5 +1,6 @@
 //! The core's view of a Kubernetes Job: how a call becomes one ([`manifest`]) and what one says of its call ([`observed`]). Pure.
 
+pub mod advance;
 mod ending;
 pub mod manifest;
 pub mod observed;
@@ -13,10 +14,15 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 
-pub use observed::{Ending, ObservedJob, Phase};
+pub use ending::has_run;
+pub use observed::{Ending, Observed, ObservedJob, Ran};
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";
+/// Label of a Job whose outcome is recorded: what has it is left out of every list and watch.
+pub const LABEL_SETTLED: &str = "sipstuff-operator/settled";
+/// Label selector of every Job that is ours and not settled.
+pub const UNSETTLED: &str = "app=sipstuff-operator,component=sip-caller,!sipstuff-operator/settled";
 /// Annotation: the call's id.
 pub const ANNOTATION_ID: &str = "sipstuff-operator/call-id";
 /// Annotation: the attempt, from 1.
@@ -55,8 +61,10 @@ pub struct JobDefaults {
     pub fs_group: Option<i64>,
     /// `NODE_SELECTOR`.
     pub node_selector: BTreeMap<String, String>,
+    /// `JOB_START_SECONDS`: how long after its claim an attempt's container may take to run.
+    pub start_seconds: u32,
     /// `JOB_DEADLINE_MARGIN_SECONDS`: added to the longest the conversation can last, for image pull, text to speech and
-    /// transcription; together they are `activeDeadlineSeconds`.
+    /// transcription; together they are the pod's `activeDeadlineSeconds`.
     pub deadline_margin: u32,
     /// `JOB_TEMPLATE_FILE`: a partial Job merged over the built one.
     pub template: Option<Job>,

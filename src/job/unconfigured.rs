@@ -22,6 +22,7 @@ pub(crate) fn defaults() -> JobDefaults {
         run_as_group: None,
         fs_group: None,
         node_selector: BTreeMap::new(),
+        start_seconds: 600,
         deadline_margin: 600,
         template: None,
     }

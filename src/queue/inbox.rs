@@ -22,6 +22,9 @@ pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
 /// Header: when a message that a timer fired was due, RFC 3339. Absent from any other.
 pub const HEADER_DUE: &str = "Sip-Due";
 
+/// Highest attempt that a message may ask for: ten that count, and those that never ran, at most one in a few seconds for a day.
+const MAX_ATTEMPT: u32 = 100_000;
+
 /// What a request is published with.
 #[derive(Debug, Clone, Copy)]
 pub struct Labels<'a> {
@@ -94,6 +97,8 @@ pub struct Delivery {
     pub subject: String,
     /// Its sequence in the queue's stream: the same for every delivery of it.
     pub sequence: u64,
+    /// How often it was delivered, this delivery included.
+    pub deliveries: u64,
     /// When it was stored.
     pub published: Timestamp,
     /// Where this delivery is acknowledged.
@@ -103,9 +108,10 @@ pub struct Delivery {
 impl Delivery {
     /// Takes a message apart; `None` when it does not come from a JetStream consumer.
     pub fn of(message: Message) -> Option<Self> {
-        let (sequence, published) = {
+        let (sequence, deliveries, published) = {
             let info = message.info().ok()?;
-            (info.stream_sequence, timestamp(info.published.unix_timestamp_nanos()))
+            let deliveries = u64::try_from(info.delivered).unwrap_or(1);
+            (info.stream_sequence, deliveries, timestamp(info.published.unix_timestamp_nanos()))
         };
         let message = message.message;
         Some(Self {
@@ -113,6 +119,7 @@ impl Delivery {
             headers: message.headers.unwrap_or_default(),
             subject: message.subject.to_string(),
             sequence,
+            deliveries,
             published,
             reply: message.reply?,
         })
@@ -128,9 +135,10 @@ impl Delivery {
         self.headers.get(name).map(|value| value.as_str())
     }
 
-    /// Which attempt the message asks for, from 1.
+    /// Which attempt the message asks for, from 1 to [`MAX_ATTEMPT`]; 1 where the header says nothing or nonsense.
     pub fn attempt(&self) -> u32 {
-        self.header(HEADER_ATTEMPT).and_then(|text| text.parse().ok()).filter(|attempt| *attempt > 0).unwrap_or(1)
+        let given = self.header(HEADER_ATTEMPT).and_then(|text| text.parse().ok());
+        given.filter(|attempt| (1..=MAX_ATTEMPT).contains(attempt)).unwrap_or(1)
     }
 
     /// When the request first entered the queue.

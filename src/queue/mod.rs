@@ -3,7 +3,6 @@
 
 pub mod control;
 pub mod dead_letters;
-pub mod heartbeat;
 pub mod in_flight;
 pub mod inbox;
 pub mod pull;

@@ -135,6 +135,7 @@ impl Stored {
             headers,
             subject: self.subject,
             sequence: self.seq,
+            deliveries: 1,
             published: self.time,
             reply: "nobody.waits".into(),
         }

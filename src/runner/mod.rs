@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
-use crate::job::{Ending, JobOrder, ObservedJob};
+use crate::job::{JobOrder, ObservedJob};
 
 /// A place that runs Jobs.
 #[async_trait]
@@ -29,19 +29,13 @@ pub trait Runner: Send + Sync + 'static {
     /// [`StartError`], which says whether another try can help.
     async fn start(&self, order: &JobOrder) -> Result<(), StartError>;
 
-    /// The Job of that name as it is now.
+    /// The Job of that name as it is now, with how it ended if it has.
     ///
     /// # Errors
     /// [`RunnerError`] when the place does not answer.
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError>;
 
-    /// How a finished Job ended.
-    ///
-    /// # Errors
-    /// [`RunnerError`] when the place does not answer or the Job is not finished.
-    async fn ending(&self, job: &str) -> Result<Ending, RunnerError>;
-
-    /// Lets a Job whose outcome is recorded go (Kubernetes: sets its TTL). Idempotent; a Job that is gone is success.
+    /// Lets a Job whose outcome is recorded go: it is not observed any more (Kubernetes: sets its TTL and a label). Idempotent; a Job that is gone is success.
     ///
     /// # Errors
     /// [`RunnerError`] when the place does not answer.
@@ -53,7 +47,7 @@ pub trait Runner: Send + Sync + 'static {
     /// [`RunnerError`] when the place does not answer.
     async fn stop(&self, job: &str) -> Result<(), RunnerError>;
 
-    /// What the place has, then every change, for ever: begins with a full list, and sends a full list again whenever
+    /// What the place has and is not settled, then every change; never ends: begins with a full list, and sends a full list again whenever
     /// changes may have been missed. Errors are logged and retried inside.
     fn observe(&self) -> BoxStream<'static, Observation>;
 }

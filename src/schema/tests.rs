@@ -75,7 +75,13 @@ fn every_event_of_a_call_is_valid() {
         message: Some("the log".to_owned()),
         redial: true,
     };
-    let claim = Change::Pending { attempt: 1, cluster: "c".to_owned(), namespace: "n".to_owned(), queue_sequence: 1 };
+    let claim = Change::Pending {
+        attempt: 1,
+        cluster: "c".to_owned(),
+        namespace: "n".to_owned(),
+        queue_sequence: 1,
+        ends_by: jiff::Timestamp::UNIX_EPOCH,
+    };
     let mut event = StatusEvent::first(&call, "n", now, Change::Queued, now).unwrap();
     for change in [
         claim,

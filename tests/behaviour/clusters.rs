@@ -16,7 +16,7 @@ async fn a_call_of_another_cluster_is_left_alone() {
     let second = Operator::start(setup.options_of_machine("other").env("SIMULATE_SECONDS", 0.2)).await;
     accepted(&second, &with(request("+491", "b"), json!({"id": "ours"}))).await;
     assert_eq!(setup.events.final_of("ours", PATIENCE).await.status, Status::Succeeded);
-    eventually("the other cluster's call was looked at", PATIENCE, async || second.log().contains("GiveBack")).await;
+    eventually("the other cluster's call was looked at", PATIENCE, async || second.log().contains("Elsewhere")).await;
     drop(second);
 
     let _first = first.restart().await;

@@ -2,5 +2,6 @@
 
 mod chaos;
 mod crash;
+mod lost;
 mod outages;
 mod streams;

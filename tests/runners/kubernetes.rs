@@ -12,9 +12,10 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use sipstuff_operator::call::validate;
 use sipstuff_operator::call::{Call, CallId};
-use sipstuff_operator::job::{JobDefaults, JobOrder, ObservedJob, Phase, manifest};
+use sipstuff_operator::clock;
+use sipstuff_operator::job::{Ending, JobDefaults, JobOrder, ObservedJob, manifest};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
-use sipstuff_operator::runner::{Observation, Runner, StartError};
+use sipstuff_operator::runner::{Observation, Runner, RunnerError, StartError};
 
 use crate::support::node::{self, Callee};
 use crate::support::{
@@ -89,11 +90,16 @@ fn is_busy(_: &[String]) -> Callee {
     Callee { exit_code: 1, after: Duration::ZERO, message: Some(BUSY.to_owned()) }
 }
 
-pub(crate) async fn phase_becomes(runner: &KubernetesRunner, job: &str, wanted: &Phase) {
-    eventually(format!("{job} is {wanted:?}"), SOON, async || {
-        runner.find(job).await.unwrap().is_some_and(|seen| seen.phase == *wanted)
-    })
-    .await;
+/// Waits until an attempt has ended, and returns how.
+pub(crate) async fn ends(runner: &KubernetesRunner, job: &str) -> Result<Ending, RunnerError> {
+    let begin = std::time::Instant::now();
+    loop {
+        if let Some(ending) = runner.find(job).await?.and_then(|job| job.ending().cloned()) {
+            return Ok(ending);
+        }
+        assert!(begin.elapsed() < SOON, "{job} does not end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]
@@ -251,12 +257,11 @@ async fn the_end_of_a_call_can_be_read_and_its_job_goes_once_released() {
     let (namespace, runner) = connected().await;
     let order = order_with_password(&namespace, "busy-callee");
     runner.start(&order).await.unwrap();
-    assert!(runner.ending(order.name()).await.unwrap_err().message.contains("not finished"));
+    assert!(!runner.find(order.name()).await.unwrap().unwrap().has_ended());
 
     let _node = run_pods(&namespace, is_busy);
-    phase_becomes(&runner, order.name(), &Phase::Finished { succeeded: false }).await;
 
-    let ending = runner.ending(order.name()).await.unwrap();
+    let ending = ends(&runner, order.name()).await.unwrap();
     assert_eq!((ending.succeeded, ending.exit_code, ending.message.as_deref()), (false, Some(1), Some(BUSY)));
     assert!(!runner.find(order.name()).await.unwrap().unwrap().settled);
 
@@ -330,7 +335,7 @@ async fn observing_begins_with_all_jobs_and_then_reports_every_change() {
     runner.start(&after).await.unwrap();
     observed(&mut stream, "a new Job", |seen| matches!(seen, Observation::Changed(job) if is(job, &after))).await;
     let _node = run_pods(&namespace, answers);
-    let finished = |seen: &Observation| matches!(seen, Observation::Changed(job) if is(job, &after) && job.phase == Phase::Finished { succeeded: true });
+    let finished = |seen: &Observation| matches!(seen, Observation::Changed(job) if is(job, &after) && job.ending().is_some_and(|ending| ending.succeeded));
     observed(&mut stream, "its end", finished).await;
     runner.release(after.name()).await.unwrap();
     observed(&mut stream, "its removal", |seen| matches!(seen, Observation::Removed(job) if is(job, &after))).await;
@@ -434,7 +439,7 @@ async fn a_policy_that_denies_a_job_refuses_it() {
     namespace.apply(&policy).await;
     // The API server compiles policies in the background.
     let denied = eventually_some("the policy is in force", SOON, async || {
-        let id = sipstuff_operator::clock::fresh_id();
+        let id = clock::fresh_id();
         let order = order_of(&namespace, id.as_str(), json!({"dest": "+49309", "text": "Hello"}));
         runner.start(&order).await.err()
     })
@@ -453,7 +458,7 @@ async fn a_full_quota_is_a_reason_to_try_again_later() {
         )
         .await;
     let full = eventually_some("the quota is in force", SOON, async || {
-        runner.start(&order(&namespace, sipstuff_operator::clock::fresh_id().as_str())).await.err()
+        runner.start(&order(&namespace, clock::fresh_id().as_str())).await.err()
     })
     .await;
 

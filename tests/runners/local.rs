@@ -10,7 +10,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sipstuff_operator::call::{CallId, Fingerprint};
-use sipstuff_operator::job::{Ending, JobOrder, ObservedJob, Phase};
+use sipstuff_operator::job::{Ending, JobOrder, Observed, ObservedJob};
 use sipstuff_operator::runner::local::{LocalRunner, LocalSettings, OpenError};
 use sipstuff_operator::runner::{Observation, Runner, StartError};
 
@@ -85,14 +85,14 @@ impl Watcher {
         }
     }
 
-    async fn until(&mut self, job: &str, wanted: impl Fn(&Phase) -> bool) -> ObservedJob {
+    async fn until(&mut self, job: &str, wanted: impl Fn(&Observed) -> bool) -> ObservedJob {
         loop {
             let seen = match self.next().await {
                 Observation::All(jobs) => jobs,
                 Observation::Changed(seen) => vec![seen],
                 Observation::Removed(_) => vec![],
             };
-            if let Some(seen) = seen.into_iter().find(|seen| seen.name == job && wanted(&seen.phase)) {
+            if let Some(seen) = seen.into_iter().find(|seen| seen.name == job && wanted(&seen.state)) {
                 return seen;
             }
         }
@@ -108,12 +108,17 @@ impl Watcher {
     }
 }
 
-fn runs(phase: &Phase) -> bool {
-    matches!(phase, Phase::Running { .. })
+fn runs(state: &Observed) -> bool {
+    matches!(state, Observed::Running { .. })
 }
 
-fn ended(phase: &Phase) -> bool {
-    matches!(phase, Phase::Finished { .. })
+fn ended(state: &Observed) -> bool {
+    matches!(state, Observed::Ended(_))
+}
+
+/// How an attempt ended, if it has.
+async fn ending_of(runner: &LocalRunner, job: &str) -> Option<Ending> {
+    runner.find(job).await.unwrap()?.ending().cloned()
 }
 
 /// Starts an order and waits for its end.
@@ -121,7 +126,7 @@ async fn run(runner: &LocalRunner, order: &JobOrder) -> Ending {
     let mut watcher = Watcher::of(runner);
     runner.start(order).await.unwrap();
     watcher.until(order.name(), ended).await;
-    runner.ending(order.name()).await.unwrap()
+    ending_of(runner, order.name()).await.unwrap()
 }
 
 fn folder(dir: &Path, order: &JobOrder) -> PathBuf {
@@ -170,14 +175,16 @@ async fn a_job_waits_runs_and_ends() {
     assert_eq!(watcher.all().await, []);
     let order = call("one", "100", "0.5");
     runner.start(&order).await.unwrap();
-    assert!(matches!(watcher.next().await, Observation::Changed(seen) if seen.phase == Phase::Waiting));
+    assert!(
+        matches!(watcher.next().await, Observation::Changed(seen) if matches!(seen.state, Observed::Waiting { .. }))
+    );
     let running = watcher.until(order.name(), runs).await;
     assert_eq!((running.id.as_str(), running.attempt, running.settled), ("one", 1, false));
-    assert!(runner.ending(order.name()).await.is_err(), "it has not ended");
+    assert!(ending_of(&runner, order.name()).await.is_none(), "it has not ended");
     let finished = watcher.until(order.name(), ended).await;
-    assert_eq!(finished.phase, Phase::Finished { succeeded: true });
+    assert_eq!(finished.ending().map(|ending| ending.succeeded), Some(true));
     assert_eq!(runner.find(order.name()).await.unwrap(), Some(finished));
-    let ending = runner.ending(order.name()).await.unwrap();
+    let ending = ending_of(&runner, order.name()).await.unwrap();
     assert_eq!((ending.succeeded, ending.exit_code, ending.message, ending.reason), (true, Some(0), None, None));
     let took = ending.completed_at.duration_since(ending.started_at.unwrap());
     assert!(took >= jiff::SignedDuration::from_millis(500), "{took}");
@@ -274,13 +281,13 @@ async fn a_restarted_runner_adopts_what_runs_and_knows_how_the_rest_ended() {
     assert_eq!(runner.place().cluster, cluster, "the identity stays");
     let mut watcher = Watcher::of(&runner);
     let all = watcher.all().await;
-    let phase = |order: &JobOrder| all.iter().find(|seen| seen.name == order.name()).unwrap().phase.clone();
-    assert_eq!(phase(&short), Phase::Finished { succeeded: false });
-    assert!(runs(&phase(&long)));
-    let ending = runner.ending(short.name()).await.unwrap();
+    let state = |order: &JobOrder| all.iter().find(|seen| seen.name == order.name()).unwrap().state.clone();
+    assert!(ended(&state(&short)));
+    assert!(runs(&state(&long)));
+    let ending = ending_of(&runner, short.name()).await.unwrap();
     assert_eq!((ending.exit_code, ending.message.as_deref()), (Some(7), Some("gone\n")));
     watcher.until(long.name(), ended).await;
-    assert_eq!(runner.ending(long.name()).await.unwrap().exit_code, Some(9));
+    assert_eq!(ending_of(&runner, long.name()).await.unwrap().exit_code, Some(9));
 }
 
 #[tokio::test]
@@ -301,8 +308,8 @@ async fn a_lost_supervisor_of_an_adopted_job_is_a_failed_job_and_takes_its_calle
 async fn lost_with_its_caller(running: Running, order: &JobOrder) {
     let Running { runner, mut watcher, caller } = running;
     signal::kill(Pid::from_raw(parent_of(caller).try_into().unwrap()), Signal::SIGKILL).unwrap();
-    assert_eq!(watcher.until(order.name(), ended).await.phase, Phase::Finished { succeeded: false });
-    let ending = runner.ending(order.name()).await.unwrap();
+    assert_eq!(watcher.until(order.name(), ended).await.ending().map(|ending| ending.succeeded), Some(false));
+    let ending = ending_of(&runner, order.name()).await.unwrap();
     assert_eq!((ending.exit_code, ending.reason.as_deref()), (None, Some("the process was lost")));
     assert_eq!(ending.message.as_deref(), Some("so far\n"));
     assert!(!alive(caller), "nobody could end it any more");
@@ -335,9 +342,9 @@ async fn a_launch_without_a_process_is_never_run_again() {
         fs::remove_file(folder(dir.path(), &order).join(file)).unwrap();
     }
     let runner = open(dir.path()).await;
-    assert_eq!(Watcher::of(&runner).all().await[0].phase, Phase::Finished { succeeded: false });
+    assert_eq!(Watcher::of(&runner).all().await[0].ending().map(|ending| ending.succeeded), Some(false));
     runner.start(&order).await.unwrap();
-    let ending = runner.ending(order.name()).await.unwrap();
+    let ending = ending_of(&runner, order.name()).await.unwrap();
     assert_eq!((ending.exit_code, ending.reason.as_deref()), (None, Some("the process was lost")));
     assert!(!folder(dir.path(), &order).join("log").exists());
 }
@@ -377,7 +384,7 @@ async fn an_adopted_job_that_is_stopped_hangs_up_and_is_removed_as_it_was() {
 async fn stopped_and_removed(dir: &Path, running: Running, order: &JobOrder) {
     let Running { runner, mut watcher, caller } = running;
     runner.stop(order.name()).await.unwrap();
-    assert!(runs(&watcher.removed(order.name()).await.phase), "it had not ended by itself");
+    assert!(runs(&watcher.removed(order.name()).await.state), "it had not ended by itself");
     assert!(!alive(caller));
     assert_eq!(runner.find(order.name()).await.unwrap(), None);
     assert!(!folder(dir, order).exists());
@@ -418,8 +425,8 @@ async fn the_end_of_a_job_that_was_stopped_too_late_can_still_be_read() {
     run(&runner, &order).await;
     let mut watcher = Watcher::of(&runner);
     runner.stop(order.name()).await.unwrap();
-    assert_eq!(watcher.removed(order.name()).await.phase, Phase::Finished { succeeded: false });
-    assert_eq!(runner.ending(order.name()).await.unwrap().exit_code, Some(5));
+    assert_eq!(watcher.removed(order.name()).await.ending().map(|ending| ending.succeeded), Some(false));
+    assert_eq!(ending_of(&runner, order.name()).await.unwrap().exit_code, Some(5));
 }
 
 #[tokio::test]
@@ -434,7 +441,7 @@ async fn only_a_settled_job_goes_after_its_time() {
     let mut watcher = Watcher::of(&runner);
     runner.release(settled.name()).await.unwrap();
     runner.release(settled.name()).await.unwrap();
-    assert!(watcher.until(settled.name(), ended).await.phase == Phase::Finished { succeeded: true });
+    assert_eq!(watcher.until(settled.name(), ended).await.ending().map(|ending| ending.succeeded), Some(true));
     assert!(watcher.removed(settled.name()).await.settled);
     assert!(!folder(dir.path(), &settled).exists());
     runner.release(left.name()).await.unwrap();
@@ -443,7 +450,7 @@ async fn only_a_settled_job_goes_after_its_time() {
     let runner = LocalRunner::open(settings).await.unwrap();
     let is_gone = async || !folder(dir.path(), &left).exists();
     eventually("a settled one goes after a restart too", SOON, is_gone).await;
-    assert_eq!(runner.find(kept.name()).await.unwrap().unwrap().phase, Phase::Finished { succeeded: false });
+    assert_eq!(runner.find(kept.name()).await.unwrap().unwrap().ending().map(|ending| ending.succeeded), Some(false));
     let running = sh("running", "sleep 300");
     runner.start(&running).await.unwrap();
     assert!(runner.release(running.name()).await.is_err(), "it has not ended");
@@ -488,7 +495,7 @@ async fn secrets_reach_the_caller_and_nothing_else() {
     assert_no_secret(dir.path());
     watcher.until(order.name(), ended).await;
     assert_no_secret(dir.path());
-    assert_eq!(runner.ending(order.name()).await.unwrap().message.as_deref(), Some("same alice bob absent"));
+    assert_eq!(ending_of(&runner, order.name()).await.unwrap().message.as_deref(), Some("same alice bob absent"));
 }
 
 fn assert_no_secret(dir: &Path) {
@@ -522,9 +529,9 @@ async fn many_at_once_all_end_and_each_ran_once() {
     let mut open: Vec<&str> = orders.iter().map(JobOrder::name).collect();
     while !open.is_empty() {
         if let Observation::Changed(seen) = watcher.next().await
-            && ended(&seen.phase)
+            && ended(&seen.state)
         {
-            assert_eq!(seen.phase, Phase::Finished { succeeded: true });
+            assert_eq!(seen.ending().map(|ending| ending.succeeded), Some(true));
             open.retain(|name| *name != seen.name);
         }
     }
@@ -575,7 +582,7 @@ async fn a_killed_operator_leaves_calls_that_run_once_and_keep_their_exit_code()
         let mut lost = 0;
         for order in &orders {
             Watcher::of(&runner).until(order.name(), ended).await;
-            match runner.ending(order.name()).await.unwrap() {
+            match ending_of(&runner, order.name()).await.unwrap() {
                 Ending { exit_code: Some(5), .. } => {}
                 Ending { exit_code: None, reason, .. } if reason.as_deref() == Some("the process was lost") => {
                     lost += 1

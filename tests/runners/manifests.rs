@@ -41,6 +41,7 @@ struct Configuration {
     run_as_group: Option<i64>,
     fs_group: Option<i64>,
     node_selector: BTreeMap<String, String>,
+    job_start_seconds: u32,
     job_deadline_margin_seconds: u32,
     job_template_file: Option<Value>,
 }
@@ -62,7 +63,8 @@ impl Default for Configuration {
             run_as_group: None,
             fs_group: None,
             node_selector: BTreeMap::new(),
-            job_deadline_margin_seconds: 300,
+            job_start_seconds: 600,
+            job_deadline_margin_seconds: 600,
             job_template_file: None,
         }
     }
@@ -84,6 +86,7 @@ impl From<Configuration> for JobDefaults {
             run_as_group: configuration.run_as_group,
             fs_group: configuration.fs_group,
             node_selector: configuration.node_selector,
+            start_seconds: configuration.job_start_seconds,
             deadline_margin: configuration.job_deadline_margin_seconds,
             template: configuration.job_template_file.map(|template| parse_template(&template.to_string()).unwrap()),
         }

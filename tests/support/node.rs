@@ -130,6 +130,11 @@ impl TestNode {
         Self { node, task }
     }
 
+    /// Takes the node away, as when a machine loses its power: its containers die, and nobody reports it.
+    pub fn vanish(&self) {
+        self.task.abort();
+    }
+
     /// Every start of a container, in order.
     pub fn starts(&self) -> Vec<Start> {
         self.node.starts.lock().expect("no panic while the lock is held").clone()

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 
 use super::{DONE, HAND_BACK, Next, Processing};
 use crate::{
-    call::{Change, Ended, Outcome},
     clock::now,
     queue::{in_flight::Settlement, inbox::Labels},
     retry,
@@ -17,15 +16,15 @@ use crate::{
 const ELSEWHERE_DELAY: Duration = Duration::from_secs(15);
 
 impl Processing<'_> {
-    /// Another cluster has the call. Only when that one was not heard of for long is it given up; it is never dialled again.
-    pub(super) async fn give_back(&mut self) -> Next {
-        let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else { return Next::Decide };
-        let cluster = last.cluster.unwrap_or_default();
-        match self.dialler.heartbeat.is_given_up(&cluster, last.time).await {
-            Ok(true) => self.record(Change::Ended(orphaned(&cluster))).await,
-            Ok(false) => Next::Settle(Settlement::Nak(Some(ELSEWHERE_DELAY))),
-            Err(error) => self.handle(error).await,
+    /// Another cluster has the attempt. Past its time nobody waits for that one any more: it may be gone.
+    pub(super) async fn elsewhere(&mut self) -> Next {
+        let cluster = self.last.as_ref().and_then(|last| last.event.cluster.clone()).unwrap_or_default();
+        if self.moments().is_over() {
+            return self
+                .end_unknown(&format!("cluster {cluster}, which had claimed it, was not heard of in time"))
+                .await;
         }
+        Next::Settle(Settlement::Nak(Some(ELSEWHERE_DELAY)))
     }
 
     pub(super) async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
@@ -44,6 +43,12 @@ impl Processing<'_> {
         self.put_aside(&reason).await
     }
 
+    /// The message asks for an attempt that the log knows nothing of, however often it is read.
+    pub(super) async fn implausible(&mut self) -> Next {
+        let (asked, is) = (self.asked.attempt, self.attempt());
+        self.put_aside(&format!("it asks for attempt {asked} of a call that is at attempt {is}")).await
+    }
+
     /// Makes the message a dead letter.
     pub(super) async fn put_aside(&mut self, reason: &str) -> Next {
         tracing::warn!(reason, "a message becomes a dead letter");
@@ -52,18 +57,5 @@ impl Processing<'_> {
             Some(()) => DONE,
             None => HAND_BACK,
         }
-    }
-}
-
-/// Nobody can know how a call of a cluster that is no more has ended.
-fn orphaned(cluster: &str) -> Ended {
-    Ended {
-        outcome: Outcome::Error,
-        sip_code: None,
-        exit_code: None,
-        completed_at: now(),
-        reason: Some(format!("cluster {cluster}, which had claimed the call, has not been heard of for too long")),
-        message: None,
-        redial: false,
     }
 }

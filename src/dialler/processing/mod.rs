@@ -34,7 +34,16 @@ pub(super) struct Processing<'a> {
     retry: Retry,
     has_turn: bool,
     permit: Option<PrefetchPermit>,
+    /// When this delivery came.
+    began: Timestamp,
+    /// What the container waits for, as the cluster says.
+    waits_for: Option<String>,
+    /// Whether the Job was removed since its container did not start in time.
+    is_stopped: bool,
 }
+
+/// How long a message that is ahead of the log is handed back for.
+const AHEAD_DELAY: Duration = Duration::from_secs(1);
 
 /// What follows a step.
 enum Next {
@@ -56,7 +65,21 @@ impl<'a> Processing<'a> {
         let origin = Origin::from(&delivery);
         let retry = Retry::new(format!("take the next step of {}", call.name.job(asked.attempt)));
         let permit = Some(permit);
-        Self { dialler, call, asked, delivery, origin, last: None, read_at: now(), retry, has_turn: false, permit }
+        Self {
+            dialler,
+            call,
+            asked,
+            delivery,
+            origin,
+            last: None,
+            read_at: now(),
+            retry,
+            has_turn: false,
+            permit,
+            began: now(),
+            waits_for: None,
+            is_stopped: false,
+        }
     }
 
     /// Step by step until the message is settled.
@@ -86,10 +109,11 @@ impl<'a> Processing<'a> {
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
             Step::Redial => self.redial().await,
-            Step::Wait(due) => Next::Settle(Settlement::Nak(Some(until(due)))),
-            Step::GiveBack => self.give_back().await,
+            Step::HandBack => Next::Settle(Settlement::Nak(Some(AHEAD_DELAY))),
+            Step::Elsewhere => self.elsewhere().await,
             Step::Done => DONE,
             Step::Conflict => self.conflict().await,
+            Step::Implausible => self.implausible().await,
         }
     }
 
@@ -176,8 +200,4 @@ impl<'a> Processing<'a> {
             () = self.dialler.closing.cancelled() => {}
         }
     }
-}
-
-fn until(moment: Timestamp) -> Duration {
-    Duration::try_from(moment.duration_since(now())).unwrap_or_default()
 }

@@ -78,10 +78,16 @@ pub fn secret(order: &JobOrder) -> Option<Secret> {
     })
 }
 
-/// Seconds after which Kubernetes ends the Job whatever it does: the longest that the conversation can last, and a margin for
-/// image pull, text to speech and transcription, so that a stuck Job does not hold its slot for ever.
-pub fn deadline_seconds(spec: &CallSpec, margin: u32) -> i64 {
-    i64::from(spec.longest_conversation()) + i64::from(margin)
+/// Seconds that the pod may take once a node has it: the longest that the conversation can last, and a margin for image pull,
+/// text to speech and transcription.
+fn pod_deadline(spec: &CallSpec, defaults: &JobDefaults) -> u32 {
+    spec.longest_conversation().saturating_add(defaults.deadline_margin)
+}
+
+/// Seconds after its creation that Kubernetes ends the Job whatever it does, even if no operator is there: the time to start, and
+/// then that of the pod.
+pub fn job_deadline(spec: &CallSpec, defaults: &JobDefaults) -> u32 {
+    pod_deadline(spec, defaults).saturating_add(defaults.start_seconds)
 }
 
 fn metadata(call: &Call, attempt: u32, name: &str, defaults: &JobDefaults) -> ObjectMeta {
@@ -112,7 +118,7 @@ fn own_labels(batch: Option<&str>) -> BTreeMap<String, String> {
 
 fn job_spec(call: &Call, name: &str, defaults: &JobDefaults) -> JobSpec {
     JobSpec {
-        active_deadline_seconds: Some(deadline_seconds(&call.spec, defaults.deadline_margin)),
+        active_deadline_seconds: Some(job_deadline(&call.spec, defaults).into()),
         // Kubernetes would take 6 for an absent one, which is six more calls.
         backoff_limit: Some(defaults.backoff_limit),
         pod_failure_policy: Some(ignore_disruptions()),

@@ -37,6 +37,7 @@ pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(own_labels(spec.batch.as_deref())), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
+            active_deadline_seconds: Some(super::pod_deadline(spec, defaults).into()),
             // The caller has no business with the Kubernetes API, nor with other services of the namespace.
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),

@@ -70,7 +70,8 @@ fn the_deadline_covers_every_repetition_and_delay() {
         ..spec()
     };
     // 1.5 + 1 + 3 × 30 + 2 × 2 + 0.25 = 96.75, rounded up, and the margin.
-    assert_eq!(deadline_seconds(&spec, 300), 397);
+    assert_eq!(pod_deadline(&spec, &defaults()), 97 + 600);
+    assert_eq!(job_deadline(&spec, &defaults()), 97 + 600 + 600);
 }
 
 #[test]

@@ -1,16 +1,20 @@
-//! What a Job and its pod say: the phase, and at the end how it ended. Pure; keeps only what a decision needs, since ten
-//! thousand Jobs are sixty megabytes of JSON.
+//! What a Job and its pods say of an attempt: one state, from everything that is known. Pure; keeps only what a decision needs,
+//! since ten thousand Jobs are sixty megabytes of JSON.
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{Job, JobCondition};
+use k8s_openapi::api::{
+    batch::v1::{Job, JobCondition},
+    core::v1::{ContainerStatus, Pod},
+};
+use serde::{Deserialize, Serialize};
 
-use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID};
+use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, LABEL_SETTLED, ending, manifest::CONTAINER};
 use crate::call::{CallId, Fingerprint};
 
 /// Longest termination message that is kept, in bytes: what the kubelet itself allows a container.
 pub const MAX_MESSAGE_BYTES: usize = 4096;
 
-/// What is worth keeping of a Job that a runner has.
+/// An attempt as a runner has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedJob {
     /// The Job's name.
@@ -21,39 +25,43 @@ pub struct ObservedJob {
     pub attempt: u32,
     /// Fingerprint of the call's request.
     pub fingerprint: Fingerprint,
-    /// Where the Job stands.
-    pub phase: Phase,
+    /// Where the attempt stands.
+    pub state: Observed,
     /// Whether the outcome was recorded before: a settled Job only waits for its removal.
     pub settled: bool,
 }
 
-/// Where a Job stands.
+/// Where an attempt stands, as far as its runner says.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Phase {
-    /// Made, its pod does not run yet.
-    Waiting,
-    /// Its pod runs.
+pub enum Observed {
+    /// Its Job is there, its container does not run yet.
+    Waiting {
+        /// What it waits for, where the cluster says so: no node, no image.
+        reason: Option<String>,
+    },
+    /// Its container runs.
     Running {
         /// Since when.
         started_at: Timestamp,
     },
-    /// It ended by itself; the details are in its [`Ending`], which may have to be fetched.
-    Finished {
-        /// Whether Kubernetes calls it a success.
-        succeeded: bool,
-    },
+    /// It ended by itself.
+    Ended(Ending),
+    /// There is no such Job: it was removed before it ended, or never made.
+    Gone,
 }
 
-/// How a Job ended: what the Job and its last pod say.
+/// How an attempt ended: what the Job and the last of its pods say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {
-    /// Whether the Job is a success (exit code 0).
+    /// Whether it is a success (exit code 0).
     pub succeeded: bool,
+    /// Whether the caller's container ran at all.
+    pub ran: Ran,
     /// The caller's exit code; absent when no container ran to its end.
     pub exit_code: Option<i32>,
     /// The termination message: the end of the caller's log.
     pub message: Option<String>,
-    /// The Job's own reason, such as `DeadlineExceeded` or `BackoffLimitExceeded`, with its message.
+    /// Why, where the exit code alone does not say, such as `DeadlineExceeded` or `Evicted`, in the cluster's words.
     pub reason: Option<String>,
     /// When the container began to run; absent when it never did.
     pub started_at: Option<Timestamp>,
@@ -61,10 +69,23 @@ pub struct Ending {
     pub completed_at: Timestamp,
 }
 
+/// Whether a caller's container ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ran {
+    /// It did, and its end is known.
+    Yes,
+    /// It surely did not: nobody was called.
+    No,
+    /// It may have, and its end is lost.
+    #[default]
+    Unknown,
+}
+
 impl ObservedJob {
-    /// What a Job says; `None` when it is not one that [`super::manifest`] made: an annotation is missing or invalid, or the name is not
-    /// the one that its call and attempt have (a copy made by hand).
-    pub fn of(job: &Job) -> Option<Self> {
+    /// What a Job and its pods say; `None` when it is not one that [`super::manifest`] made: an annotation is missing or invalid, or
+    /// the name is not the one that its call and attempt have (a copy made by hand).
+    pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> Option<Self> {
         let name = job.metadata.name.clone()?;
         let annotation = |key: &str| job.metadata.annotations.as_ref()?.get(key);
         let id = CallId::parse(annotation(ANNOTATION_ID)?.as_str()).ok()?;
@@ -73,35 +94,52 @@ impl ObservedJob {
         if id.name().job(attempt) != name {
             return None;
         }
+        let pods: Vec<&Pod> = pods.into_iter().collect();
         Some(Self {
             name,
             id,
             attempt,
             fingerprint: Fingerprint::from_annotation(fingerprint),
-            phase: Phase::of(job),
-            settled: job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_some()),
+            state: Observed::of(job, &pods),
+            settled: is_settled(job),
         })
     }
-}
 
-impl Phase {
-    /// Where a Job stands, by its status alone. `FailureTarget` and `SuccessCriteriaMet` do not end it yet: its pod may still
-    /// be talking.
-    pub fn of(job: &Job) -> Self {
-        if let Some((succeeded, _)) = end(job) {
-            return Self::Finished { succeeded };
-        }
-        match &job.status {
-            Some(status) if status.ready.unwrap_or_default() > 0 => {
-                Self::Running { started_at: started_at(job).unwrap_or(Timestamp::UNIX_EPOCH) }
-            }
-            _ => Self::Waiting,
+    /// Whether it ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.ending().is_some()
+    }
+
+    /// How it ended, if it has.
+    pub fn ending(&self) -> Option<&Ending> {
+        match &self.state {
+            Observed::Ended(ending) => Some(ending),
+            _ => None,
         }
     }
 }
 
-/// Whether the Job succeeded, with the condition that says so; `None` before its end. One that fails while it is being deleted
-/// (with its pods first, `--cascade=foreground`) fails by that, and has no end of its own: it will be gone.
+fn is_settled(job: &Job) -> bool {
+    let has_ttl = job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_some());
+    has_ttl || job.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_SETTLED))
+}
+
+impl Observed {
+    /// Where an attempt stands. Its pods say so first: the Job's status follows theirs a second later.
+    pub fn of(job: &Job, pods: &[&Pod]) -> Self {
+        if end(job).is_some() || pods.iter().any(|pod| ends_the_attempt(job, pod)) {
+            return Self::Ended(Ending::of(job, pods));
+        }
+        match pods.iter().find_map(|pod| running_since(pod)) {
+            Some(started_at) => Self::Running { started_at },
+            None => Self::Waiting { reason: ending::waiting_for(pods) },
+        }
+    }
+}
+
+/// Whether the Job has ended, and as a success; with the condition that says so. `FailureTarget` and `SuccessCriteriaMet` do not
+/// end it yet: its pod may still be talking. One that fails while it is being deleted (with its pods first,
+/// `--cascade=foreground`) fails by that, and has no end of its own: it will be gone.
 pub(super) fn end(job: &Job) -> Option<(bool, &JobCondition)> {
     let conditions = job.status.as_ref()?.conditions.as_deref()?;
     conditions.iter().filter(|condition| condition.status == "True").find_map(|condition| {
@@ -114,14 +152,52 @@ pub(super) fn end(job: &Job) -> Option<(bool, &JobCondition)> {
 }
 
 fn failed_by_deletion(job: &Job, failed: &JobCondition) -> bool {
-    let failed_at = failed.last_transition_time.as_ref();
-    job.metadata.deletion_timestamp.as_ref().is_some_and(|deleted_at| failed_at.is_none_or(|at| at.0 >= deleted_at.0))
+    failed.last_transition_time.as_ref().map_or(is_being_deleted(job), |at| is_deleted_by(job, at.0))
 }
 
-/// When the Job controller took the Job up; the nearest that a Job itself says of its pod's start.
-fn started_at(job: &Job) -> Option<Timestamp> {
-    let status = job.status.as_ref()?;
-    status.start_time.as_ref().or(job.metadata.creation_timestamp.as_ref()).map(|time| time.0)
+fn is_being_deleted(job: &Job) -> bool {
+    job.metadata.deletion_timestamp.is_some()
+}
+
+/// Whether the Job was being deleted at that moment; Kubernetes cuts both times to whole seconds.
+fn is_deleted_by(job: &Job, moment: Timestamp) -> bool {
+    job.metadata.deletion_timestamp.as_ref().is_some_and(|deleted_at| moment >= deleted_at.0)
+}
+
+/// Whether a pod's end is the attempt's, though the Job does not say so yet: the caller succeeded, or it failed by itself and
+/// nothing would make another pod.
+fn ends_the_attempt(job: &Job, pod: &Pod) -> bool {
+    let Some(end) = terminated(pod) else { return false };
+    if end.exit_code == 0 {
+        return true;
+    }
+    let is_last_pod = job.spec.as_ref().is_none_or(|spec| spec.backoff_limit == Some(0));
+    let ended_by_deletion = match end.finished_at.as_ref() {
+        Some(at) => is_deleted_by(job, at.0),
+        None => is_being_deleted(job),
+    };
+    is_last_pod && !ended_by_deletion && !is_disrupted(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// A pod that was drained, preempted or evicted does not end the attempt: the Job makes another one.
+fn is_disrupted(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")
+}
+
+/// The caller's container, once the kubelet has told of it.
+pub(super) fn caller(pod: &Pod) -> Option<&ContainerStatus> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.iter().find(|container| container.name == CONTAINER)
+}
+
+pub(super) fn terminated(pod: &Pod) -> Option<&k8s_openapi::api::core::v1::ContainerStateTerminated> {
+    caller(pod)?.state.as_ref()?.terminated.as_ref()
+}
+
+pub(super) fn running_since(pod: &Pod) -> Option<Timestamp> {
+    let running = caller(pod)?.state.as_ref()?.running.as_ref()?;
+    Some(running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
 }
 
 #[cfg(test)]

@@ -56,25 +56,121 @@ fn time(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-#[test]
-fn the_phase_follows_the_status() {
-    let running = Phase::Running { started_at: time("2026-06-01T10:00:00Z") };
-    for (status, expected) in [
-        (json!({}), Phase::Waiting),
-        (json!({"active": 1, "ready": 0, "startTime": "2026-06-01T10:00:00Z"}), Phase::Waiting),
-        (json!({"active": 1, "ready": 1, "startTime": "2026-06-01T10:00:00Z"}), running.clone()),
-        (
-            json!({"active": 1, "ready": 1, "startTime": "2026-06-01T10:00:00Z", "conditions": [
-                {"type": "FailureTarget", "status": "True"}, {"type": "Failed", "status": "False"}]}),
-            running,
-        ),
-        (json!({"conditions": [{"type": "Suspended", "status": "True"}]}), Phase::Waiting),
-        (complete(), Phase::Finished { succeeded: true }),
-        (failed("BackoffLimitExceeded", ""), Phase::Finished { succeeded: false }),
-    ] {
-        assert_eq!(Phase::of(&job(status.clone())), expected, "{status}");
+fn state(job: &Job, pods: &[Pod]) -> Observed {
+    Observed::of(job, &pods.iter().collect::<Vec<_>>())
+}
+
+fn ending(job: &Job, pods: &[Pod]) -> Ending {
+    Ending::of(job, &pods.iter().collect::<Vec<_>>())
+}
+
+fn has_ended(observed: &Observed) -> Option<bool> {
+    match observed {
+        Observed::Ended(ending) => Some(ending.succeeded),
+        _ => None,
     }
-    assert_eq!(Phase::of(&Job::default()), Phase::Waiting);
+}
+
+fn waiting() -> Observed {
+    Observed::Waiting { reason: None }
+}
+
+fn running(since: &str) -> Pod {
+    let state = json!({"running": {"startedAt": since}});
+    pod("2026-06-01T10:00:00Z", json!({"containerStatuses": [container("sip-caller", state)]}))
+}
+
+#[test]
+fn a_job_alone_says_only_whether_it_has_ended() {
+    for (status, expected) in [
+        (json!({}), None),
+        (json!({"active": 1, "ready": 1, "startTime": "2026-06-01T10:00:00Z"}), None),
+        (
+            json!({"active": 1, "conditions": [
+                {"type": "FailureTarget", "status": "True"}, {"type": "Failed", "status": "False"}]}),
+            None,
+        ),
+        (json!({"conditions": [{"type": "Suspended", "status": "True"}]}), None),
+        (complete(), Some(true)),
+        (failed("BackoffLimitExceeded", ""), Some(false)),
+    ] {
+        assert_eq!(has_ended(&state(&job(status.clone()), &[])), expected, "{status}");
+    }
+    assert_eq!(state(&Job::default(), &[]), waiting());
+}
+
+#[test]
+fn its_pods_say_first_that_an_attempt_runs_and_how_it_ended() {
+    let job = job(json!({"active": 1}));
+    let runs = Observed::Running { started_at: time("2026-06-01T10:00:03Z") };
+    assert_eq!(state(&job, &[running("2026-06-01T10:00:03Z")]), runs);
+    assert_eq!(has_ended(&state(&job, &[ended(0, "", "2026-06-01T10:01:00Z")])), Some(true));
+    assert_eq!(has_ended(&state(&job, &[ended(1, "", "2026-06-01T10:01:00Z")])), Some(false));
+}
+
+#[test]
+fn a_pod_that_is_followed_by_another_does_not_end_the_attempt() {
+    let with_limit = |limit: i32| {
+        let mut job = job(json!({"active": 1}));
+        job.spec.as_mut().unwrap().backoff_limit = Some(limit);
+        job
+    };
+    let failed = || ended(1, "", "2026-06-01T10:01:00Z");
+    assert_eq!(has_ended(&state(&with_limit(1), &[failed()])), None, "Kubernetes starts another one");
+    let mut drained = failed();
+    let disrupted = json!([{"type": "DisruptionTarget", "status": "True"}]);
+    drained.status.as_mut().unwrap().conditions = serde_json::from_value(disrupted).unwrap();
+    assert_eq!(has_ended(&state(&with_limit(0), &[drained])), None, "a drain does not count");
+    let mut deleted = failed();
+    deleted.metadata.deletion_timestamp = Some(Time(time("2026-06-01T10:00:50Z")));
+    assert_eq!(has_ended(&state(&with_limit(0), &[deleted])), None, "the Job says what a deleted pod means");
+    let mut stopped = with_limit(0);
+    stopped.metadata.deletion_timestamp = Some(Time(time("2026-06-01T10:00:50Z")));
+    assert_eq!(has_ended(&state(&stopped, &[failed()])), None, "it was stopped");
+    assert_eq!(has_ended(&state(&stopped, &[ended(1, "", "2026-06-01T10:00:49Z")])), Some(false), "it ended before");
+}
+
+#[test]
+fn what_an_attempt_waits_for_is_in_the_clusters_words() {
+    let unschedulable = json!({"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}]});
+    let observed = state(&job(json!({"active": 1})), &[pod("2026-06-01T10:00:00Z", unschedulable)]);
+    let reason = Some("Unschedulable: 0/3 nodes are available".to_owned());
+    assert_eq!(observed, Observed::Waiting { reason });
+}
+
+#[test]
+fn whether_the_container_ran_is_known_or_said_to_be_unknown() {
+    let container_ended = |end: Value| {
+        pod("2026-06-01T10:00:00Z", json!({"containerStatuses": [container("sip-caller", json!({"terminated": end}))]}))
+    };
+    let no_pod_ever = {
+        let mut status = failed("DeadlineExceeded", "");
+        status["failed"] = json!(0);
+        status
+    };
+    let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."});
+    for (what, status, pods, expected) in [
+        ("no pod was ever made", no_pod_ever, vec![], Ran::No),
+        ("the pod is gone", failed("BackoffLimitExceeded", ""), vec![], Ran::Unknown),
+        ("it failed", failed("", ""), vec![ended(1, "", "2026-06-01T10:01:00Z")], Ran::Yes),
+        ("evicted before its start", failed("", ""), vec![pod("2026-06-01T10:00:00Z", evicted)], Ran::No),
+        ("last seen running", failed("", ""), vec![running("2026-06-01T10:00:03Z")], Ran::Unknown),
+        (
+            "the kubelet lost it",
+            failed("", ""),
+            vec![container_ended(json!({"exitCode": 137, "reason": "ContainerStatusUnknown"}))],
+            Ran::Unknown,
+        ),
+        (
+            "the runtime could not start it",
+            failed("", ""),
+            vec![container_ended(json!({"exitCode": 128, "reason": "StartError", "message": "no such file"}))],
+            Ran::No,
+        ),
+    ] {
+        assert_eq!(ending(&job(status), &pods).ran, expected, "{what}");
+    }
 }
 
 #[test]
@@ -82,30 +178,30 @@ fn a_job_that_fails_while_it_is_deleted_has_no_end_of_its_own() {
     let deleted = |status: Value, at: &str| {
         let mut job = job(status);
         job.metadata.deletion_timestamp = Some(Time(time(at)));
-        Phase::of(&job)
+        has_ended(&state(&job, &[]))
     };
     let fails_at_seven = || failed("BackoffLimitExceeded", "");
     for at in ["2026-06-01T10:06:00Z", "2026-06-01T10:07:00Z"] {
-        assert_eq!(deleted(fails_at_seven(), at), Phase::Waiting, "{at}");
-        assert_eq!(deleted(complete(), at), Phase::Finished { succeeded: true }, "{at}");
+        assert_eq!(deleted(fails_at_seven(), at), None, "{at}");
+        assert_eq!(deleted(complete(), at), Some(true), "{at}");
     }
-    assert_eq!(deleted(fails_at_seven(), "2026-06-01T10:07:01Z"), Phase::Finished { succeeded: false });
+    assert_eq!(deleted(fails_at_seven(), "2026-06-01T10:07:01Z"), Some(false));
 }
 
 #[test]
 fn a_built_job_is_recognised() {
     let call = call(spec());
-    let observed = ObservedJob::of(&build(&call, 2, &defaults()).job).unwrap();
+    let observed = ObservedJob::of(&build(&call, 2, &defaults()).job, []).unwrap();
     let expected = ObservedJob {
         name: call.name.job(2),
         id: CallId::parse("order 4711").unwrap(),
         attempt: 2,
         fingerprint: call.fingerprint.clone(),
-        phase: Phase::Waiting,
+        state: waiting(),
         settled: false,
     };
     assert_eq!(observed, expected);
-    assert!(ObservedJob::of(&build_unattended(&call, 1, &defaults()).job).unwrap().settled);
+    assert!(ObservedJob::of(&build_unattended(&call, 1, &defaults()).job, []).unwrap().settled);
 }
 
 #[test]
@@ -124,7 +220,7 @@ fn what_is_not_the_job_of_a_call_is_left_alone() {
     for (what, spoil) in spoiled {
         let mut job = job(json!({}));
         spoil(&mut job);
-        assert_eq!(ObservedJob::of(&job), None, "{what}");
+        assert_eq!(ObservedJob::of(&job, []), None, "{what}");
     }
 }
 
@@ -134,26 +230,27 @@ fn set(job: &mut Job, annotation: &str, value: &str) {
 
 #[test]
 fn an_answered_call_has_no_reason() {
-    let ending = Ending::of(&job(complete()), &[ended(0, "", "2026-06-01T10:01:05Z")]);
+    let end = ending(&job(complete()), &[ended(0, "", "2026-06-01T10:01:05Z")]);
     let expected = Ending {
         succeeded: true,
+        ran: Ran::Yes,
         exit_code: Some(0),
         message: None,
         reason: None,
         started_at: Some(time("2026-06-01T10:00:05Z")),
         completed_at: time("2026-06-01T10:01:05Z"),
     };
-    assert_eq!(ending, expected);
+    assert_eq!(end, expected);
 }
 
 #[test]
 fn a_failed_call_tells_its_exit_code_and_the_end_of_its_log() {
     let job = job(failed("BackoffLimitExceeded", "Job has reached the specified backoff limit"));
-    let ending = Ending::of(&job, &[ended(1, "Call state: DISCONNECTED (last code: 486)", "2026-06-01T10:01:05Z")]);
-    assert!(!ending.succeeded);
-    assert_eq!(ending.exit_code, Some(1));
-    assert_eq!(ending.message.as_deref(), Some("Call state: DISCONNECTED (last code: 486)"));
-    assert_eq!(ending.reason.as_deref(), Some("BackoffLimitExceeded: Job has reached the specified backoff limit"));
+    let end = ending(&job, &[ended(1, "Call state: DISCONNECTED (last code: 486)", "2026-06-01T10:01:05Z")]);
+    assert!(!end.succeeded);
+    assert_eq!(end.exit_code, Some(1));
+    assert_eq!(end.message.as_deref(), Some("Call state: DISCONNECTED (last code: 486)"));
+    assert_eq!(end.reason.as_deref(), Some("BackoffLimitExceeded: Job has reached the specified backoff limit"));
 }
 
 #[test]
@@ -164,24 +261,25 @@ fn the_pod_that_ended_last_counts() {
         ended(1, "second", "2026-06-01T10:02:00Z"),
         pod("2026-06-01T11:00:00Z", json!({"phase": "Pending"})),
     ];
-    let ending = Ending::of(&job(failed("BackoffLimitExceeded", "")), &pods);
-    assert_eq!(ending.message.as_deref(), Some("third"));
-    assert_eq!(ending.completed_at, time("2026-06-01T10:03:00Z"));
+    let end = ending(&job(failed("BackoffLimitExceeded", "")), &pods);
+    assert_eq!(end.message.as_deref(), Some("third"));
+    assert_eq!(end.completed_at, time("2026-06-01T10:03:00Z"));
 }
 
 #[test]
 fn a_job_without_a_pod_ends_when_the_job_did() {
-    let ending = Ending::of(&job(failed("DeadlineExceeded", "Job was active longer than specified deadline")), &[]);
+    let end = ending(&job(failed("DeadlineExceeded", "Job was active longer than specified deadline")), &[]);
     let expected = Ending {
         succeeded: false,
+        ran: Ran::Unknown,
         exit_code: None,
         message: None,
         reason: Some("DeadlineExceeded: Job was active longer than specified deadline".to_owned()),
         started_at: None,
         completed_at: time("2026-06-01T10:07:00Z"),
     };
-    assert_eq!(ending, expected);
-    assert_eq!(Ending::of(&job(complete()), &[]).completed_at, time("2026-06-01T10:01:10Z"));
+    assert_eq!(end, expected);
+    assert_eq!(ending(&job(complete()), &[]).completed_at, time("2026-06-01T10:01:10Z"));
 }
 
 #[test]
@@ -226,21 +324,21 @@ fn the_reason_says_why_the_caller_never_ran() {
         ),
         (json!({}), "DeadlineExceeded"),
     ] {
-        let ending = Ending::of(&job(failed("DeadlineExceeded", "")), &[pod("2026-06-01T10:00:00Z", status.clone())]);
-        assert_eq!(ending.reason.as_deref(), Some(expected), "{status}");
+        let end = ending(&job(failed("DeadlineExceeded", "")), &[pod("2026-06-01T10:00:00Z", status.clone())]);
+        assert_eq!(end.reason.as_deref(), Some(expected), "{status}");
     }
 }
 
 #[test]
 fn a_long_message_keeps_its_end_and_stays_text() {
     let long = "ü".repeat(3000) + "last code: 486";
-    let ending = Ending::of(&job(failed("BackoffLimitExceeded", "")), &[ended(1, &long, "2026-06-01T10:01:00Z")]);
-    let message = ending.message.unwrap();
+    let end = ending(&job(failed("BackoffLimitExceeded", "")), &[ended(1, &long, "2026-06-01T10:01:00Z")]);
+    let message = end.message.unwrap();
     assert_eq!(message.len(), MAX_MESSAGE_BYTES);
     assert!(message.starts_with('ü') && message.ends_with("last code: 486"));
 
     let odd = "x".to_owned() + &long;
-    let ending = Ending::of(&job(failed("", "")), &[ended(1, &(odd + "!"), "2026-06-01T10:01:00Z")]);
-    assert_eq!(ending.message.unwrap().len(), MAX_MESSAGE_BYTES - 1);
-    assert_eq!(ending.reason, None);
+    let end = ending(&job(failed("", "")), &[ended(1, &(odd + "!"), "2026-06-01T10:01:00Z")]);
+    assert_eq!(end.message.unwrap().len(), MAX_MESSAGE_BYTES - 1);
+    assert_eq!(end.reason, None);
 }

@@ -115,6 +115,7 @@ mod tests {
             headers,
             subject: "sip.calls".to_owned(),
             sequence: 7,
+            deliveries: 1,
             published: Timestamp::UNIX_EPOCH,
             reply: "reply".into(),
         }

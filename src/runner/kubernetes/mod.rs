@@ -2,6 +2,7 @@
 //! 15 seconds; whether there is another one is the caller's decision.
 
 mod api_error;
+mod cache;
 mod connect;
 mod secret;
 mod trimmed;
@@ -20,11 +21,12 @@ use serde::Serialize;
 
 use api_error::ApiError;
 pub use connect::{KubernetesSettings, cluster_is_configured};
-use trimmed::TrimmedJob;
+use trimmed::{Trim, Trimmed};
+use watch::SharedCache;
 
 use super::{Observation, Place, Runner, RunnerError, StartError};
 use crate::error_chain::error_chain;
-use crate::job::{ANNOTATION_FINGERPRINT, Ending, JobOrder, ObservedJob, Phase, SELECTOR};
+use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, SELECTOR};
 
 /// How long any request but a watch may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -41,11 +43,12 @@ pub struct KubernetesRunner {
     jobs: Api<Job>,
     pods: Api<Pod>,
     secrets: Api<Secret>,
+    cache: SharedCache,
 }
 
 impl KubernetesRunner {
     /// Finds the cluster and asks it for the identity of the namespace, unless the settings name the cluster: then it
-    /// contacts nobody. Does not wait for an API server that is away; [`crate::retry::forever`] does.
+    /// contacts nobody. Does not wait for an API server that does not answer; [`crate::retry`] does.
     ///
     /// # Errors
     /// [`RunnerError`] when there is no usable configuration, no answer, or no such namespace; it says what to do.
@@ -58,6 +61,7 @@ impl KubernetesRunner {
             secrets: Api::namespaced(client.clone(), &place.namespace),
             client,
             place,
+            cache: SharedCache::default(),
         })
     }
 
@@ -112,7 +116,7 @@ impl KubernetesRunner {
 
     async fn create_job(&self, job: &Job) -> Result<Job, ApiError> {
         let request = creation(self.jobs.resource_url(), job)?;
-        answer(self.client.request::<TrimmedJob>(request)).await.map(|TrimmedJob(job)| job)
+        answer(self.client.request::<Trimmed<Job>>(request)).await.map(|Trimmed(job)| job)
     }
 
     async fn create_secret(&self, secret: &Secret) -> Result<(), ApiError> {
@@ -120,9 +124,26 @@ impl KubernetesRunner {
         answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
     }
 
-    async fn pods_of(&self, job: &str) -> Result<Vec<Pod>, ApiError> {
-        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={job}"));
+    /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, since the API server
+    /// looks at every pod of the namespace for that.
+    async fn pods_of(&self, name: &str, job: &Job) -> Result<Vec<Pod>, ApiError> {
+        let known = {
+            let cache = self.cache.lock();
+            cache.is_complete().then(|| cache.pods_of(name))
+        };
+        let says_enough = |pods: &Vec<Pod>| match ObservedJob::of(job, pods).map(|job| job.state) {
+            Some(Observed::Ended(ending)) => ending.exit_code.is_some(),
+            _ => true,
+        };
+        if let Some(pods) = known.filter(says_enough) {
+            return Ok(pods);
+        }
+        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={name}"));
         Ok(answer(self.pods.list(&selector)).await?.items)
+    }
+
+    fn api<K: Trim>(&self) -> Api<Trimmed<K>> {
+        Api::namespaced(self.client.clone(), &self.place.namespace)
     }
 }
 
@@ -144,21 +165,16 @@ impl Runner for KubernetesRunner {
         self.provide_passwords(order, &job).await
     }
 
-    async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError> {
-        Ok(answer(self.jobs.get_opt(job)).await?.as_ref().and_then(ObservedJob::of))
-    }
-
-    async fn ending(&self, job: &str) -> Result<Ending, RunnerError> {
-        let found = answer(self.jobs.get(job)).await?;
-        let finished = ObservedJob::of(&found).is_some_and(|seen| matches!(seen.phase, Phase::Finished { .. }));
-        if !finished {
-            return Err(RunnerError { message: format!("the Job {job} is not finished"), retry_after: None });
-        }
-        Ok(Ending::of(&found, &self.pods_of(job).await?))
+    async fn find(&self, name: &str) -> Result<Option<ObservedJob>, RunnerError> {
+        let Some(job) = answer(self.jobs.get_opt(name)).await? else { return Ok(None) };
+        Ok(ObservedJob::of(&job, &self.pods_of(name, &job).await?))
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {
-        let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": self.ttl_seconds}});
+        let patch = serde_json::json!({
+            "metadata": {"labels": {LABEL_SETTLED: "true"}},
+            "spec": {"ttlSecondsAfterFinished": self.ttl_seconds},
+        });
         Ok(gone_is_fine(answer(self.jobs.patch_metadata(job, &patched(), &Patch::Merge(patch))).await)?)
     }
 
@@ -167,7 +183,7 @@ impl Runner for KubernetesRunner {
     }
 
     fn observe(&self) -> BoxStream<'static, Observation> {
-        watch::observe(Api::namespaced(self.client.clone(), &self.place.namespace))
+        watch::observe(self.api(), self.api(), self.cache.clone())
     }
 }
 
@@ -190,7 +206,8 @@ fn gone_is_fine<T>(answer: Result<T, ApiError>) -> Result<(), ApiError> {
 
 /// Whether a Job may still need its Secret: a pod that runs has read it.
 fn waits(job: &Job) -> bool {
-    ObservedJob::of(job).is_none_or(|seen| seen.phase == Phase::Waiting)
+    let is_ready = job.status.as_ref().and_then(|status| status.ready).is_some_and(|ready| ready > 0);
+    !is_ready && ObservedJob::of(job, []).is_none_or(|job| !job.has_ended())
 }
 
 fn fingerprint(job: &Job) -> Option<&String> {

@@ -1,125 +1,240 @@
-//! A Job as the API server tells of it, without what nobody looks at. A watch sends six kilobytes three times for every Job,
-//! and five of them are the pod template and the managed fields, which would be read into trees and dropped.
+//! Jobs and pods as the API server shows them, without what nobody looks at. A watch sends six kilobytes several times for every
+//! Job and for every pod, and five of them are the pod template and the managed fields, which would be read into trees and
+//! dropped.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-/// The part of a Job that [`ObservedJob::of`](crate::job::ObservedJob::of) reads; the rest is absent.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(from = "Shown")]
-pub(super) struct TrimmedJob(pub(super) Job);
+/// The part of a resource that [`ObservedJob::of`](crate::job::ObservedJob::of) reads; the rest is absent.
+#[derive(Debug, Clone)]
+pub(super) struct Trimmed<K>(pub(super) K);
+
+/// A resource that is read from a smaller form of it.
+pub(super) trait Trim: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Sized {
+    /// What is read.
+    type Form: DeserializeOwned + Into<Self>;
+}
+
+impl Trim for Job {
+    type Form = JobForm;
+}
+
+impl Trim for Pod {
+    type Form = PodForm;
+}
+
+impl<'de, K: Trim> Deserialize<'de> for Trimmed<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        K::Form::deserialize(deserializer).map(|form| Self(form.into()))
+    }
+}
 
 #[derive(Deserialize)]
-struct Shown {
-    metadata: Metadata,
-    spec: Option<Spec>,
+pub(super) struct JobForm {
+    metadata: MetadataForm,
+    spec: Option<JobSpecForm>,
     status: Option<JobStatus>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
+struct JobSpecForm {
+    backoff_limit: Option<i32>,
+    ttl_seconds_after_finished: Option<i32>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct PodForm {
+    metadata: MetadataForm,
+    status: Option<PodStatusForm>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatusForm {
+    phase: Option<String>,
+    reason: Option<String>,
+    message: Option<String>,
+    conditions: Option<Vec<PodCondition>>,
+    init_container_statuses: Option<Vec<ContainerForm>>,
+    container_statuses: Option<Vec<ContainerForm>>,
+}
+
+#[derive(Deserialize)]
+struct ContainerForm {
+    name: String,
+    state: Option<ContainerState>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct MetadataForm {
     name: Option<String>,
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec {
-    ttl_seconds_after_finished: Option<i32>,
+impl From<JobForm> for Job {
+    fn from(JobForm { metadata, spec, status }: JobForm) -> Self {
+        let spec = spec.map(|JobSpecForm { backoff_limit, ttl_seconds_after_finished }| JobSpec {
+            backoff_limit,
+            ttl_seconds_after_finished,
+            ..Default::default()
+        });
+        Self { metadata: metadata.into(), spec, status }
+    }
 }
 
-impl From<Shown> for TrimmedJob {
-    fn from(shown: Shown) -> Self {
-        let Metadata { name, namespace, uid, resource_version, creation_timestamp, deletion_timestamp, annotations } =
-            shown.metadata;
-        let metadata = ObjectMeta {
+impl From<PodForm> for Pod {
+    fn from(PodForm { metadata, status }: PodForm) -> Self {
+        Self { metadata: metadata.into(), spec: None, status: status.map(PodStatus::from) }
+    }
+}
+
+impl From<PodStatusForm> for PodStatus {
+    fn from(form: PodStatusForm) -> Self {
+        let PodStatusForm { phase, reason, message, conditions, init_container_statuses, container_statuses } = form;
+        let containers = |forms: Option<Vec<ContainerForm>>| Some(forms?.into_iter().map(Into::into).collect());
+        Self {
+            phase,
+            reason,
+            message,
+            conditions,
+            init_container_statuses: containers(init_container_statuses),
+            container_statuses: containers(container_statuses),
+            ..Default::default()
+        }
+    }
+}
+
+impl From<ContainerForm> for ContainerStatus {
+    fn from(ContainerForm { name, state }: ContainerForm) -> Self {
+        Self { name, state, ..Default::default() }
+    }
+}
+
+impl From<MetadataForm> for ObjectMeta {
+    fn from(form: MetadataForm) -> Self {
+        let MetadataForm {
             name,
             namespace,
             uid,
             resource_version,
             creation_timestamp,
             deletion_timestamp,
+            labels,
+            annotations,
+        } = form;
+        Self {
+            name,
+            namespace,
+            uid,
+            resource_version,
+            creation_timestamp,
+            deletion_timestamp,
+            labels,
             annotations,
             ..Default::default()
-        };
-        let spec = shown
-            .spec
-            .map(|spec| JobSpec { ttl_seconds_after_finished: spec.ttl_seconds_after_finished, ..Default::default() });
-        Self(Job { metadata, spec, status: shown.status })
+        }
     }
 }
 
-/// The same resource as [`Job`].
-impl Resource for TrimmedJob {
+/// The same resource as the whole one.
+impl<K: Trim> Resource for Trimmed<K> {
     type DynamicType = ();
     type Scope = NamespaceResourceScope;
 
     fn kind(_: &()) -> Cow<'_, str> {
-        Job::kind(&())
+        K::kind(&())
     }
 
     fn group(_: &()) -> Cow<'_, str> {
-        Job::group(&())
+        K::group(&())
     }
 
     fn version(_: &()) -> Cow<'_, str> {
-        Job::version(&())
+        K::version(&())
     }
 
     fn plural(_: &()) -> Cow<'_, str> {
-        Job::plural(&())
+        K::plural(&())
     }
 
     fn meta(&self) -> &ObjectMeta {
-        &self.0.metadata
+        self.0.meta()
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.0.metadata
+        self.0.meta_mut()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::job::ObservedJob;
     use crate::job::manifest::build;
     use crate::job::samples::{call, defaults, spec};
 
+    fn job(status: &Value, ttl: Option<i32>, deletion_timestamp: Option<Time>) -> Job {
+        let mut job = build(&call(spec()), 2, &defaults()).job;
+        job.status = serde_json::from_value(status.clone()).expect("a status");
+        job.spec.get_or_insert_default().ttl_seconds_after_finished = ttl;
+        job.metadata.deletion_timestamp = deletion_timestamp;
+        job
+    }
+
+    fn pod(state: &Value) -> Pod {
+        let container = json!({"name": "sip-caller", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state});
+        let condition =
+            json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"});
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "uid": "u", "creationTimestamp": "2026-06-01T10:00:00Z", "labels": {"app": "x"}},
+            "spec": {"containers": [{"name": "sip-caller"}]},
+            "status": {"phase": "Running", "conditions": [condition], "containerStatuses": [container]},
+        }))
+        .expect("a pod")
+    }
+
+    fn trimmed<K: Trim + serde::Serialize>(whole: &K) -> K {
+        let text = serde_json::to_string(whole).expect("it is JSON");
+        serde_json::from_str::<Trimmed<K>>(&text).expect("it is read").0
+    }
+
     #[test]
-    fn what_is_read_of_a_trimmed_job_is_what_is_read_of_the_whole() {
+    fn what_is_read_of_trimmed_resources_is_what_is_read_of_the_whole() {
         let statuses = [
             json!(null),
             json!({"active": 1, "ready": 1, "startTime": "2026-06-01T10:00:00Z"}),
             json!({"failed": 1, "conditions": [{"type": "Failed", "status": "True", "lastTransitionTime": "2026-06-01T10:00:00Z"}]}),
         ];
+        let states = [
+            json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}),
+            json!({"running": {"startedAt": "2026-06-01T10:00:00Z"}}),
+            json!({"terminated": {"exitCode": 1, "message": "end", "reason": "OOMKilled", "finishedAt": "2026-06-01T10:01:00Z"}}),
+        ];
         let deleted_at = Some(Time("2026-06-01T09:00:00Z".parse::<Timestamp>().expect("RFC 3339")));
-        for status in statuses {
-            for (ttl, deletion_timestamp) in [(None, None), (Some(60), None), (None, deleted_at.clone())] {
-                let mut job = build(&call(spec()), 2, &defaults()).job;
-                job.status = serde_json::from_value(status.clone()).expect("a status");
-                job.spec.get_or_insert_default().ttl_seconds_after_finished = ttl;
-                job.metadata.deletion_timestamp = deletion_timestamp;
-                let text = serde_json::to_string(&job).expect("a Job is JSON");
-                let trimmed: TrimmedJob = serde_json::from_str(&text).expect("it is read");
-                let seen = ObservedJob::of(&job);
+        for (status, state) in statuses.iter().flat_map(|status| states.iter().map(move |state| (status, state))) {
+            for (ttl, deleted_at) in [(None, None), (Some(60), None), (None, deleted_at.clone())] {
+                let (job, pod) = (job(status, ttl, deleted_at), pod(state));
+                let seen = ObservedJob::of(&job, [&pod]);
                 assert!(seen.is_some());
-                assert_eq!(ObservedJob::of(&trimmed.0), seen, "{status}");
+                assert_eq!(ObservedJob::of(&trimmed(&job), [&trimmed(&pod)]), seen, "{status} {state}");
             }
         }
     }

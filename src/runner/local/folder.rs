@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::call::{CallId, Fingerprint};
-use crate::job::Ending;
+use crate::job::{Ending, Ran};
 
 /// Longest message from a log, in bytes, and in lines: what the kubelet takes for `FallbackToLogsOnError`.
 const MESSAGE_BYTES: u64 = 2048;
@@ -49,6 +49,9 @@ pub(crate) struct Started {
 pub(crate) struct Exit {
     /// 128 and the signal's number when a signal ended it, as Kubernetes has it.
     pub(crate) exit_code: Option<i32>,
+    /// Whether the caller ran; unknown in what an older version wrote.
+    #[serde(default)]
+    pub(crate) ran: Ran,
     pub(crate) reason: Option<String>,
     pub(crate) message: Option<String>,
     pub(crate) started_at: Option<Timestamp>,
@@ -65,6 +68,7 @@ impl From<Exit> for Ending {
     fn from(exit: Exit) -> Self {
         Self {
             succeeded: exit.succeeded(),
+            ran: exit.ran,
             exit_code: exit.exit_code,
             message: exit.message,
             reason: exit.reason,
@@ -209,6 +213,7 @@ impl Folder {
         }
         let exit = Exit {
             exit_code: None,
+            ran: if started.is_some() { Ran::Unknown } else { Ran::No },
             reason: Some("the process was lost".to_owned()),
             message: self.message(),
             started_at: started.map(|started| started.at),

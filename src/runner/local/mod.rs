@@ -26,7 +26,7 @@ use self::fleet::Fleet;
 pub use self::secrets::SecretsError;
 pub use self::state_dir::OpenError;
 use super::{Observation, Place, Runner, RunnerError, StartError};
-use crate::job::{Ending, JobOrder, ObservedJob};
+use crate::job::{JobOrder, ObservedJob};
 
 /// How long a caller has to end after SIGTERM before it is killed.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -116,11 +116,6 @@ impl Runner for LocalRunner {
 
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError> {
         Ok(self.fleet.find(job))
-    }
-
-    async fn ending(&self, job: &str) -> Result<Ending, RunnerError> {
-        let job = job.to_owned();
-        self.off_thread(move |fleet| fleet.ending(&job)).await
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {

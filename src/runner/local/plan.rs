@@ -52,7 +52,7 @@ pub(super) fn plan(order: &JobOrder, caller: Option<&[String]>, secrets: &Secret
     let folders = HostFolders::of(pod, container)?;
     let env = environment(container, order, secrets, &folders)?;
     let (program, args) = command(container, caller, &env, &folders)?;
-    let deadline_seconds = spec.active_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let deadline_seconds = pod.active_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     Ok(Handover { program, args, env: inherited().chain(env).collect(), deadline_seconds })
 }
 
@@ -201,7 +201,7 @@ mod tests {
     fn order(container: Value, volumes: Value) -> JobOrder {
         let job = serde_json::from_value(json!({
             "metadata": {"name": "sipcall-a-aaaaaaaaaa"},
-            "spec": {"activeDeadlineSeconds": 90, "template": {"spec": {"containers": [container], "volumes": volumes}}},
+            "spec": {"template": {"spec": {"activeDeadlineSeconds": 90, "containers": [container], "volumes": volumes}}},
         }));
         JobOrder { job: job.unwrap(), passwords: [("SIP_PASSWORD".to_owned(), "p$$w".to_owned().into())].into() }
     }

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use k8s_openapi::api::batch::v1::Job;
 use tokio::sync::broadcast;
 
-use super::{CHANGES, Entry, Fleet, Known, Stop, observed};
+use super::{CHANGES, Entry, Fleet, Known, Stop, observed, waiting};
 use crate::call::{CallId, Fingerprint};
-use crate::job::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, Phase};
+use crate::job::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, Observed};
 use crate::runner::StartError;
 use crate::runner::local::LocalSettings;
 use crate::runner::local::folder::About;
@@ -56,9 +56,9 @@ fn adopt(dir: &StateDir, ttl: std::time::Duration) -> std::io::Result<Known> {
         match find(dir, &job) {
             Ok(Found::Nothing) => dir.discard(&job)?,
             Ok(Found::Attempt(entry, settled)) => {
-                match (&entry.observed.phase, settled) {
-                    (Phase::Finished { .. }, Some(since)) => known.leaving.push_back((since + ttl, job.clone())),
-                    (Phase::Finished { .. }, None) => {}
+                match (&entry.observed.state, settled) {
+                    (Observed::Ended(_), Some(since)) => known.leaving.push_back((since + ttl, job.clone())),
+                    (Observed::Ended(_), None) => {}
                     _ => drop(known.live.insert(job.clone())),
                 }
                 known.jobs.insert(job, entry);
@@ -83,14 +83,14 @@ fn find(dir: &StateDir, job: &str) -> std::io::Result<Found> {
     if is_stopped && exit.as_ref().is_some_and(|exit| !exit.succeeded()) {
         return Ok(Found::Nothing);
     }
-    let phase = match (&exit, folder.started()?) {
-        (Some(exit), _) => Phase::Finished { succeeded: exit.succeeded() },
-        (None, Some(started)) => Phase::Running { started_at: started.at },
-        (None, None) => Phase::Waiting,
+    let state = match (exit, folder.started()?) {
+        (Some(exit), _) => Observed::Ended(exit.into()),
+        (None, Some(started)) => Observed::Running { started_at: started.at },
+        (None, None) => waiting(),
     };
     let about = folder.about()?.ok_or(std::io::ErrorKind::NotFound)?;
     let settled = folder.settled()?;
-    let observed = observed(job, about, phase, settled.is_some());
+    let observed = observed(job, about, state, settled.is_some());
     let stop = is_stopped.then(Stop::default);
     Ok(Found::Attempt(Entry { observed, supervisor: None, stop }, settled))
 }

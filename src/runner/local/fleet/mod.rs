@@ -20,13 +20,11 @@ use super::plan::plan;
 use super::secrets::{Secrets, SecretsError};
 use super::state_dir::StateDir;
 use super::{LocalSettings, failure};
-use crate::job::{Ending, JobOrder, ObservedJob, Phase};
+use crate::job::{JobOrder, Observed, ObservedJob};
 use crate::runner::{Observation, RunnerError, StartError};
 
 /// Changes that a slow observer may lag behind before it gets the full list again.
 const CHANGES: usize = 4096;
-/// Ends of removed Jobs that are still told: a Job that ended just as it was stopped is asked about after its removal.
-const REMEMBERED_ENDINGS: usize = 256;
 
 /// Everything that the operator knows of its attempts.
 #[derive(Debug)]
@@ -47,7 +45,6 @@ struct Known {
     live: HashSet<String>,
     /// Settled ones, and when their folder goes; the earliest first.
     leaving: VecDeque<(SystemTime, String)>,
-    endings: VecDeque<(String, Ending)>,
 }
 
 #[derive(Debug)]
@@ -71,7 +68,7 @@ impl Fleet {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, observation: Observation) {
+    fn publish(&self, observation: Observation) {
         // Nobody listening is no error.
         let _ = self.changes.send(observation);
     }
@@ -145,35 +142,26 @@ impl Fleet {
     }
 
     fn register(&self, job: &str, about: About, supervisor: Child) {
-        let observed = observed(job, about, Phase::Waiting, false);
+        let observed = observed(job, about, waiting(), false);
         let mut known = self.known();
         known.live.insert(job.to_owned());
-        self.tell(Observation::Changed(observed.clone()));
+        self.publish(Observation::Changed(observed.clone()));
         known.jobs.insert(job.to_owned(), Entry { observed, supervisor: Some(supervisor), stop: None });
         self.wake.notify_one();
-    }
-
-    pub(super) fn ending(&self, job: &str) -> Result<Ending, RunnerError> {
-        if let Some(exit) = self.dir.folder(job).exit().map_err(failure)? {
-            return Ok(exit.into());
-        }
-        let known = self.known();
-        let remembered = known.endings.iter().find(|(name, _)| name == job);
-        remembered.map(|(_, ending)| ending.clone()).ok_or_else(|| failure(format!("{job} is not finished")))
     }
 
     pub(super) fn release(&self, job: &str) -> Result<(), RunnerError> {
         match self.find(job) {
             None => return Ok(()),
             Some(observed) if observed.settled => return Ok(()),
-            Some(observed) if !observed.is_finished() => return Err(failure(format!("{job} is not finished"))),
+            Some(observed) if !observed.has_ended() => return Err(failure(format!("{job} is not finished"))),
             Some(_) => {}
         }
         self.dir.folder(job).mark_settled().map_err(failure)?;
         let mut known = self.known();
         let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
         entry.observed.settled = true;
-        self.tell(Observation::Changed(entry.observed.clone()));
+        self.publish(Observation::Changed(entry.observed.clone()));
         known.leaving.push_back((SystemTime::now() + self.settings.ttl, job.to_owned()));
         Ok(())
     }
@@ -187,7 +175,7 @@ impl Fleet {
         self.look_at(job);
         let finished = match self.known().jobs.get_mut(job) {
             None => return Ok(()),
-            Some(entry) if entry.observed.is_finished() => true,
+            Some(entry) if entry.observed.has_ended() => true,
             Some(entry) => {
                 entry.stop.get_or_insert_default();
                 false
@@ -201,37 +189,30 @@ impl Fleet {
         Ok(())
     }
 
-    /// Lets the folder of an attempt that has ended go, and remembers how it ended for a while.
+    /// Lets the folder of an attempt go that has ended or was stopped.
     fn remove(&self, job: &str) -> io::Result<()> {
         // Two that remove the same one must not meet: the second could hit a Job that was started anew in between.
         let _one = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
-        let may_go = |entry: &Entry| entry.observed.is_finished() || entry.stop.is_some();
+        let may_go = |entry: &Entry| entry.observed.has_ended() || entry.stop.is_some();
         if !self.known().jobs.get(job).is_some_and(may_go) {
             return Ok(());
         }
-        let exit = self.dir.folder(job).exit()?;
         self.dir.discard(job)?;
         let mut known = self.known();
         known.live.remove(job);
         let Some(entry) = known.jobs.remove(job) else { return Ok(()) };
-        if let Some(exit) = exit {
-            known.endings.truncate(REMEMBERED_ENDINGS - 1);
-            known.endings.push_front((job.to_owned(), exit.into()));
-        }
-        self.tell(Observation::Removed(entry.observed));
+        self.publish(Observation::Removed(entry.observed));
         Ok(())
     }
 }
 
-impl ObservedJob {
-    fn is_finished(&self) -> bool {
-        matches!(self.phase, Phase::Finished { .. })
-    }
+fn observed(job: &str, about: About, state: Observed, settled: bool) -> ObservedJob {
+    let About { id, attempt, fingerprint } = about;
+    ObservedJob { name: job.to_owned(), id, attempt, fingerprint, state, settled }
 }
 
-fn observed(job: &str, about: About, phase: Phase, settled: bool) -> ObservedJob {
-    let About { id, attempt, fingerprint } = about;
-    ObservedJob { name: job.to_owned(), id, attempt, fingerprint, phase, settled }
+fn waiting() -> Observed {
+    Observed::Waiting { reason: None }
 }
 
 fn later(error: impl std::fmt::Display) -> StartError {

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use super::Fleet;
-use crate::job::Phase;
+use crate::job::Observed;
 use crate::runner::Observation;
 use crate::runner::local::STOP_GRACE;
 use crate::runner::local::folder::Exit;
@@ -54,7 +54,10 @@ impl Fleet {
         self.let_go();
         let known = self.known();
         let is_moving = |job: &String| {
-            known.jobs.get(job).is_some_and(|entry| entry.stop.is_some() || entry.observed.phase == Phase::Waiting)
+            known
+                .jobs
+                .get(job)
+                .is_some_and(|entry| entry.stop.is_some() || matches!(entry.observed.state, Observed::Waiting { .. }))
         };
         if known.live.iter().any(is_moving) { SOON } else { USUAL }
     }
@@ -78,7 +81,7 @@ impl Fleet {
             None => return Ok(Seen::Nothing),
             Some(entry) => {
                 let reaped = entry.supervisor.as_mut().map(std::process::Child::try_wait).transpose()?;
-                (reaped.map(|status| status.is_some()), entry.observed.phase == Phase::Waiting)
+                (reaped.map(|status| status.is_some()), matches!(entry.observed.state, Observed::Waiting { .. }))
             }
         };
         let folder = self.dir.folder(job);
@@ -92,9 +95,9 @@ impl Fleet {
     fn learn_start(&self, job: &str, started_at: Timestamp) {
         let mut known = self.known();
         let Some(entry) = known.jobs.get_mut(job) else { return };
-        if entry.observed.phase == Phase::Waiting {
-            entry.observed.phase = Phase::Running { started_at };
-            self.tell(Observation::Changed(entry.observed.clone()));
+        if matches!(entry.observed.state, Observed::Waiting { .. }) {
+            entry.observed.state = Observed::Running { started_at };
+            self.publish(Observation::Changed(entry.observed.clone()));
         }
     }
 
@@ -104,10 +107,10 @@ impl Fleet {
         let mut known = self.known();
         let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
         let is_stopped = entry.stop.is_some();
-        if (succeeded || !is_stopped) && !entry.observed.is_finished() {
-            entry.observed.phase = Phase::Finished { succeeded };
+        if (succeeded || !is_stopped) && !entry.observed.has_ended() {
+            entry.observed.state = Observed::Ended(exit.clone().into());
             entry.supervisor = None;
-            self.tell(Observation::Changed(entry.observed.clone()));
+            self.publish(Observation::Changed(entry.observed.clone()));
         }
         if is_stopped {
             drop(known);

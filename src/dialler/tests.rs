@@ -1,0 +1,202 @@
+//! Whatever a request and its headers say, its message is settled within few steps, and none waits in its place for long.
+
+use std::collections::VecDeque;
+
+use async_nats::HeaderMap;
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{
+    asked,
+    decide::{Step, decide},
+    decode, redial,
+};
+use crate::{
+    call::{Call, Change, Ended, Outcome, StatusEvent},
+    queue::{
+        Delivery,
+        inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
+    },
+};
+
+const NOW: i64 = 1_893_456_000;
+/// A year has as many seconds; moments further away are not accepted.
+const YEAR: i64 = 366 * 86_400;
+/// Steps of one delivery: each is one record at most.
+const STEPS: usize = 12;
+/// Deliveries of one call: five hand-backs and ten attempts, each by a timer.
+const DELIVERIES: usize = 64;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("in range")
+}
+
+fn moment() -> impl Strategy<Value = String> {
+    (NOW - YEAR..NOW + YEAR).prop_map(|second| at(second).to_string())
+}
+
+fn header() -> impl Strategy<Value = (&'static str, String)> {
+    let number = prop_oneof![(0_u64..20).prop_map(|n| n.to_string()), any::<u64>().prop_map(|n| n.to_string())];
+    prop_oneof![
+        (Just(HEADER_ATTEMPT), prop_oneof![4 => number, 1 => "[ -~]{0,9}"]),
+        (Just(HEADER_QUEUED_AT), prop_oneof![moment(), "[ -~]{0,9}"]),
+        (Just(HEADER_DUE), prop_oneof![moment(), "[ -~]{0,9}"]),
+        (Just(HEADER_CALL_ID), "[ab]?"),
+        (Just("Nats-Msg-Id"), "[ab]?"),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Value> {
+    let moments = (prop::option::of(moment()), prop::option::of(moment()));
+    (moments, 1_u32..=10, 1_u32..=86_400).prop_map(|((not_before, not_after), max_attempts, retry_delay)| {
+        json!({
+            "dest": "1", "text": "a", "max_attempts": max_attempts, "retry_delay": retry_delay,
+            "not_before": not_before, "not_after": not_after,
+        })
+    })
+}
+
+fn delivery(body: &Value, headers: &[(&'static str, String)]) -> Delivery {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.insert(*name, value.as_str());
+    }
+    Delivery {
+        payload: body.to_string().into(),
+        headers: map,
+        subject: "sip.calls".to_owned(),
+        sequence: 7,
+        deliveries: 1,
+        published: at(NOW),
+        reply: "reply".into(),
+    }
+}
+
+/// A log and a clock, and what becomes of a message in them.
+struct World {
+    last: Option<StatusEvent>,
+    now: Timestamp,
+}
+
+/// How the work on one delivery ends.
+enum Settled {
+    Ack,
+    Again,
+    Timer(u32, Timestamp),
+}
+
+impl World {
+    fn record(&mut self, call: &Call, change: Change) {
+        let next = match &self.last {
+            Some(last) => last.next(change, self.now),
+            None => StatusEvent::first(call, "n", self.now, change, self.now),
+        };
+        self.last = Some(next.expect("a legal step"));
+    }
+
+    fn fail(&mut self, call: &Call) {
+        let last = self.last.clone().expect("it was claimed");
+        let redial = redial::is_redialled(&call.spec, &last, Outcome::Busy, std::time::Duration::ZERO, self.now);
+        self.now = self.now + SignedDuration::from_secs(60);
+        let ended = Ended {
+            outcome: Outcome::Busy,
+            sip_code: Some(486),
+            exit_code: Some(1),
+            completed_at: self.now,
+            reason: None,
+            message: None,
+            redial,
+        };
+        self.record(call, Change::Ended(ended));
+    }
+
+    /// Works on one delivery as the dialler does, with a callee who is always busy.
+    fn settle(&mut self, delivery: &Delivery, call: &Call) -> Settled {
+        let asked = asked(delivery, call);
+        for _ in 0..STEPS {
+            match decide(self.last.as_ref(), &asked, "here", self.now) {
+                Step::RecordQueued => self.record(call, Change::Queued),
+                Step::Postpone(due_at) => self.record(call, Change::Scheduled { due_at }),
+                Step::Schedule { attempt, due } => return Settled::Timer(attempt, due),
+                Step::Expire => self.record(call, Change::Expired),
+                Step::Claim(attempt) => {
+                    let (cluster, namespace) = ("here".to_owned(), "n".to_owned());
+                    let queue_sequence = asked.sequence;
+                    let ends_by = self.now;
+                    self.record(call, Change::Pending { attempt, cluster, namespace, queue_sequence, ends_by });
+                }
+                // Its callee is busy; sometimes the process ends before that.
+                Step::Start if delivery.deliveries == 1 && delivery.sequence.is_multiple_of(2) => {
+                    return Settled::Again;
+                }
+                Step::Start | Step::Watch | Step::Stop => self.fail(call),
+                Step::Redial => {
+                    let last = self.last.clone().expect("it has failed");
+                    self.record(call, redial::after_failure(&call.spec, &last, self.now));
+                }
+                Step::HandBack => return Settled::Again,
+                Step::Elsewhere => panic!("there is one cluster"),
+                Step::Done | Step::Conflict | Step::Implausible => return Settled::Ack,
+            }
+        }
+        panic!("the message is never settled: {:?}", self.last);
+    }
+}
+
+/// All messages in turn, one delivery each, so that each of them meets the call in any state; timers fire when nothing else is
+/// left to do, since they may be a year away.
+fn settle_all(messages: &[Delivery]) {
+    let mut world = World { last: None, now: at(NOW) };
+    let calls = messages.iter().filter_map(|message| Some((message, decode(message).ok()?)));
+    let mut queue: VecDeque<_> = calls
+        .enumerate()
+        .map(|(index, (message, call))| (delivery_again(message, index as u64 + 1, 1), call))
+        .collect();
+    let mut timers: Vec<(Timestamp, Delivery, Call)> = Vec::new();
+    for _ in 0..DELIVERIES * messages.len() {
+        let Some((delivery, call)) = queue.pop_front() else {
+            timers.sort_by_key(|(due, ..)| *due);
+            let Some((due, fired, call)) = (!timers.is_empty()).then(|| timers.remove(0)) else { return };
+            world.now = world.now.max(due);
+            queue.push_back((fired, call));
+            continue;
+        };
+        match world.settle(&delivery, &call) {
+            Settled::Ack => {}
+            Settled::Again => {
+                queue.push_back((delivery_again(&delivery, delivery.sequence, delivery.deliveries + 1), call));
+            }
+            Settled::Timer(attempt, due) => {
+                let mut fired = delivery_again(&delivery, delivery.sequence + 100, 1);
+                fired.headers.insert(HEADER_ATTEMPT, attempt.to_string().as_str());
+                fired.headers.insert(HEADER_DUE, due.to_string().as_str());
+                timers.push((due, fired, call));
+            }
+        }
+    }
+    assert!(queue.is_empty() && timers.is_empty(), "{} messages are never settled: {:?}", queue.len(), world.last);
+}
+
+fn delivery_again(delivery: &Delivery, sequence: u64, deliveries: u64) -> Delivery {
+    Delivery {
+        payload: delivery.payload.clone(),
+        headers: delivery.headers.clone(),
+        subject: delivery.subject.clone(),
+        sequence,
+        deliveries,
+        published: delivery.published,
+        reply: delivery.reply.clone(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_request_and_its_headers_say_its_message_is_settled_within_few_steps(
+        body in request(),
+        headers in prop::collection::vec(prop::collection::vec(header(), 0..5), 1..4),
+    ) {
+        let messages: Vec<Delivery> = headers.iter().map(|headers| delivery(&body, headers)).collect();
+        settle_all(&messages);
+    }
+}

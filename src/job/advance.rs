@@ -1,0 +1,335 @@
+//! What the runner has × what the log says → what to append: the one function that brings a call's record up to its Job.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Ending, Observed, Ran};
+use crate::call::{Change, Ended, Outcome, Status, StatusEvent, Verdict};
+
+/// The moments by which an attempt is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Moments {
+    /// The present one.
+    pub now: Timestamp,
+    /// When its container has to run at the latest: `JOB_START_SECONDS` after the claim.
+    pub start_by: Timestamp,
+    /// When it is over at the latest.
+    pub ends_by: Timestamp,
+}
+
+impl Moments {
+    /// Those of the attempt that was claimed last.
+    pub fn of(last: &StatusEvent, start_seconds: u32, now: Timestamp) -> Self {
+        let claimed_at = last.created_at.unwrap_or(last.time);
+        let start_by =
+            claimed_at.saturating_add(SignedDuration::from_secs(start_seconds.into())).unwrap_or(Timestamp::MAX);
+        Self { now, start_by, ends_by: last.ends_by.unwrap_or(Timestamp::MAX) }
+    }
+
+    /// Whether the attempt's container had its time to start.
+    pub fn start_is_late(&self) -> bool {
+        self.now >= self.start_by
+    }
+
+    /// Whether the attempt had all its time.
+    pub fn is_over(&self) -> bool {
+        self.now >= self.ends_by
+    }
+}
+
+/// The changes that bring the log up to what is known of the Job; nothing when it is. `redial` says whether a failed attempt with
+/// that outcome is followed by another.
+pub fn advance(
+    last: &StatusEvent,
+    observed: &Observed,
+    moments: Moments,
+    redial: impl Fn(Outcome) -> bool,
+) -> Vec<Change> {
+    if last.is_final || !last.status.is_active() {
+        return Vec::new();
+    }
+    let is_cancelling = last.status == Status::Cancelling;
+    match observed {
+        Observed::Ended(ending) if is_cancelling => vec![end_of_a_cancelled(last, ending)],
+        Observed::Ended(ending) => ended(last, ending, redial),
+        Observed::Gone => vec![gone(last, moments, redial)],
+        _ if moments.is_over() => vec![over(last, moments, redial)],
+        Observed::Running { started_at } if last.status == Status::Pending => {
+            vec![Change::Running { started_at: *started_at }]
+        }
+        Observed::Running { .. } | Observed::Waiting { .. } => Vec::new(),
+    }
+}
+
+fn ended(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) -> Vec<Change> {
+    let began = ending.started_at.or(ending.succeeded.then_some(ending.completed_at));
+    let running = began.filter(|_| last.status == Status::Pending).map(|started_at| Change::Running { started_at });
+    running.into_iter().chain([end(last, ending, redial)]).collect()
+}
+
+/// An attempt that ended before it could be stopped keeps its own end; one that was stopped is cancelled, and so is one whose
+/// pod went with its Job before anybody read how it had ended.
+fn end_of_a_cancelled(last: &StatusEvent, ending: &Ending) -> Change {
+    let had_failed = ending.exit_code.is_some() && latest_end(ending.completed_at) < last.time;
+    if ending.succeeded || had_failed { end(last, ending, |_| false) } else { cancelled("cancelled") }
+}
+
+/// Kubernetes cuts times to whole seconds: what ended at such a time ended at any moment of that second.
+fn latest_end(completed_at: Timestamp) -> Timestamp {
+    match completed_at.subsec_nanosecond() {
+        0 => completed_at + SignedDuration::from_millis(999),
+        _ => completed_at,
+    }
+}
+
+fn end(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) -> Change {
+    let Verdict { outcome, sip_code } = verdict(last, ending);
+    Change::Ended(Ended {
+        outcome,
+        sip_code,
+        exit_code: ending.exit_code,
+        completed_at: ending.completed_at,
+        reason: ending.reason.clone(),
+        message: ending.message.clone(),
+        redial: outcome != Outcome::Answered && redial(outcome),
+    })
+}
+
+/// What the caller said, where it ran. The log is a witness, too: what was seen running has run.
+fn verdict(last: &StatusEvent, ending: &Ending) -> Verdict {
+    let has_run = last.started_at.is_some() && last.status != Status::Pending;
+    let outcome = |outcome| Verdict { outcome, sip_code: None };
+    match ending.ran {
+        Ran::Yes => Verdict::read(ending.succeeded, ending.exit_code, ending.message.as_deref()),
+        Ran::No if !has_run => outcome(Outcome::NotStarted),
+        Ran::No | Ran::Unknown => outcome(Outcome::Unknown),
+    }
+}
+
+/// The Job was removed before its end. One that had its time to start was removed by us; any other, by somebody else.
+fn gone(last: &StatusEvent, moments: Moments, redial: impl Fn(Outcome) -> bool) -> Change {
+    match last.status {
+        Status::Cancelling => cancelled("cancelled"),
+        Status::Pending if moments.start_is_late() => {
+            lost(Outcome::NotStarted, moments, "its container did not start in time", redial)
+        }
+        Status::Running if last.started_at.is_some_and(|started_at| started_at >= moments.start_by) => {
+            lost(Outcome::Unknown, moments, "it was stopped for not starting in time, and had just started", redial)
+        }
+        _ => cancelled("deleted"),
+    }
+}
+
+/// The attempt had all its time. A cancelled call is not dialled again, whatever became of its stop.
+fn over(last: &StatusEvent, moments: Moments, redial: impl Fn(Outcome) -> bool) -> Change {
+    let reason = match last.status {
+        Status::Cancelling => "it was to be stopped, and its end was not heard of in time",
+        _ => "its end was not heard of in time",
+    };
+    lost(Outcome::Unknown, moments, reason, |outcome| last.status != Status::Cancelling && redial(outcome))
+}
+
+fn cancelled(reason: &str) -> Change {
+    Change::Cancelled { reason: reason.to_owned() }
+}
+
+/// The end of an attempt that nobody has seen end.
+pub fn lost(outcome: Outcome, moments: Moments, reason: &str, redial: impl Fn(Outcome) -> bool) -> Change {
+    Change::Ended(Ended {
+        outcome,
+        sip_code: None,
+        exit_code: None,
+        completed_at: moments.now,
+        reason: Some(reason.to_owned()),
+        message: None,
+        redial: redial(outcome),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::call::{CallId, Fingerprint};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    /// In the middle of an attempt that was claimed at second 100.
+    const IN_TIME: i64 = 200;
+    const LATE_START: i64 = 700;
+    const OVER: i64 = 1000;
+
+    fn moments(now: i64) -> Moments {
+        Moments { now: at(now), start_by: at(LATE_START), ends_by: at(OVER) }
+    }
+
+    fn call(changes: Vec<Change>) -> StatusEvent {
+        let id = CallId::parse("a").expect("an id");
+        let mut event = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
+        for change in changes {
+            event = event.next(change, at(100)).expect("a legal step");
+        }
+        event
+    }
+
+    fn pending() -> Change {
+        Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), queue_sequence: 1, ends_by: at(OVER) }
+    }
+
+    fn running() -> Change {
+        Change::Running { started_at: at(100) }
+    }
+
+    fn ended(ran: Ran, code: Option<i32>, completed: i64) -> Observed {
+        Observed::Ended(Ending {
+            succeeded: code == Some(0),
+            ran,
+            exit_code: code,
+            message: Some("12:00 | INFO | x - Call state: DISCONNECTED (last code: 486)".to_owned()),
+            reason: None,
+            started_at: (ran == Ran::Yes).then(|| at(100)),
+            completed_at: at(completed),
+        })
+    }
+
+    fn waiting() -> Observed {
+        Observed::Waiting { reason: None }
+    }
+
+    /// The states that follow, and the outcome of the last.
+    fn steps(last: &StatusEvent, observed: &Observed, now: i64) -> (Vec<Status>, Option<Outcome>) {
+        let changes = advance(last, observed, moments(now), |outcome| outcome == Outcome::Busy);
+        let mut event = last.clone();
+        for change in &changes {
+            event = event.next(change.clone(), at(now)).expect("only legal steps are decided on");
+        }
+        let outcome = (!changes.is_empty()).then_some(event.outcome).flatten();
+        (changes.iter().map(Change::status).collect(), outcome)
+    }
+
+    #[test]
+    fn the_log_is_brought_up_to_what_is_known_by_legal_steps_only() {
+        use Outcome::{Answered, Busy, NotStarted, Unknown};
+        use Status::*;
+        let claimed = call(vec![pending()]);
+        let runs = call(vec![pending(), running()]);
+        let started_late = call(vec![pending(), Change::Running { started_at: at(LATE_START + 1) }]);
+        let stopping = call(vec![pending(), Change::Cancelling]);
+        let over = call(vec![Change::Cancelled { reason: "x".into() }]);
+        let run = Observed::Running { started_at: at(100) };
+        type Row<'a> = (&'a str, &'a StatusEvent, Observed, i64, &'a [Status], Option<Outcome>);
+        let table: [Row<'_>; 26] = [
+            ("nothing new", &claimed, waiting(), IN_TIME, &[], None),
+            ("it runs", &claimed, run.clone(), IN_TIME, &[Running], None),
+            ("it runs still", &runs, run.clone(), IN_TIME, &[], None),
+            ("a lagging watch", &runs, waiting(), IN_TIME, &[], None),
+            ("answered", &claimed, ended(Ran::Yes, Some(0), 150), IN_TIME, &[Running, Succeeded], Some(Answered)),
+            ("failed, unseen", &claimed, ended(Ran::Yes, Some(1), 150), IN_TIME, &[Running, Failed], Some(Busy)),
+            ("failed", &runs, ended(Ran::Yes, Some(1), 150), IN_TIME, &[Failed], Some(Busy)),
+            ("it never ran", &claimed, ended(Ran::No, None, 150), IN_TIME, &[Failed], Some(NotStarted)),
+            (
+                "it ran, and its pod is lost",
+                &claimed,
+                ended(Ran::Unknown, None, 150),
+                IN_TIME,
+                &[Failed],
+                Some(Unknown),
+            ),
+            ("seen running, then lost", &runs, ended(Ran::No, None, 150), IN_TIME, &[Failed], Some(Unknown)),
+            ("deleted by hand before it ran", &claimed, Observed::Gone, IN_TIME, &[Cancelled], None),
+            ("deleted by hand", &runs, Observed::Gone, IN_TIME, &[Cancelled], None),
+            ("it did not start in time", &claimed, Observed::Gone, LATE_START, &[Failed], Some(NotStarted)),
+            ("it waits too long", &claimed, waiting(), LATE_START, &[], None),
+            ("started while it was stopped", &started_late, Observed::Gone, LATE_START + 2, &[Failed], Some(Unknown)),
+            ("deleted by hand, much later", &runs, Observed::Gone, LATE_START, &[Cancelled], None),
+            ("silent until its time was up", &claimed, waiting(), OVER, &[Failed], Some(Unknown)),
+            ("running when its time was up", &runs, run.clone(), OVER, &[Failed], Some(Unknown)),
+            ("ended before its time was up", &runs, ended(Ran::Yes, Some(1), 150), OVER, &[Failed], Some(Busy)),
+            ("stopped", &stopping, Observed::Gone, IN_TIME, &[Cancelled], None),
+            ("the stop does not come through", &stopping, run.clone(), IN_TIME, &[], None),
+            ("the stop did not come through", &stopping, run.clone(), OVER, &[Failed], Some(Unknown)),
+            ("stopped by a signal", &stopping, ended(Ran::Yes, Some(143), 150), IN_TIME, &[Cancelled], None),
+            ("ended before the cancel", &stopping, ended(Ran::Yes, Some(1), 50), IN_TIME, &[Failed], Some(Busy)),
+            ("ended before, nobody knows how", &stopping, ended(Ran::Unknown, None, 50), IN_TIME, &[Cancelled], None),
+            ("over", &over, ended(Ran::Yes, Some(0), 150), OVER, &[], None),
+        ];
+        for (what, last, observed, now, states, outcome) in table {
+            assert_eq!(steps(last, &observed, now), (states.to_vec(), outcome), "{what}");
+        }
+    }
+
+    fn observed() -> impl Strategy<Value = Observed> {
+        let ran = prop_oneof![Just(Ran::Yes), Just(Ran::No), Just(Ran::Unknown)];
+        prop_oneof![
+            Just(waiting()),
+            Just(Observed::Running { started_at: at(100) }),
+            (ran, prop::option::of(0..3_i32), 50_i64..150).prop_map(|(ran, code, end)| ended(ran, code, end)),
+            Just(Observed::Gone),
+        ]
+    }
+
+    /// An active call, or one that was just found to have failed with a redial to come, or has ended.
+    fn last() -> impl Strategy<Value = StatusEvent> {
+        let changes = prop::collection::vec(prop_oneof![Just(running()), Just(Change::Cancelling)], 0..3);
+        (changes, prop::option::of((observed(), any::<bool>()))).prop_map(|(changes, then)| {
+            let mut event = call(vec![pending()]);
+            for change in changes {
+                event = event.next(change, at(100)).unwrap_or(event);
+            }
+            if let Some((observed, redial)) = then {
+                for change in advance(&event, &observed, moments(IN_TIME), |_| redial) {
+                    event = event.next(change, at(100)).expect("a legal step");
+                }
+            }
+            event
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_known_the_steps_are_legal_and_advancing_again_changes_nothing(
+            last in last(),
+            observed in observed(),
+            redial in any::<bool>(),
+            now in 150_i64..1200,
+        ) {
+            let mut event = last.clone();
+            for change in advance(&last, &observed, moments(now), |_| redial) {
+                event = event.next(change, at(now)).expect("a legal step");
+            }
+            prop_assert_eq!(advance(&event, &observed, moments(now), |_| redial), Vec::new());
+            let is_over = matches!(observed, Observed::Ended(_) | Observed::Gone) || now >= OVER;
+            prop_assert!(!is_over || !event.status.is_active(), "an attempt that is over is not active");
+            prop_assert!(is_over || event.is_final == last.is_final, "nothing ends a call whose Job lives and has time");
+        }
+    }
+
+    #[test]
+    fn an_end_in_the_second_of_the_cancel_is_the_cancels() {
+        let cancelled_at = at(100) + SignedDuration::from_millis(500);
+        let stopping = call(vec![pending(), running()]).next(Change::Cancelling, cancelled_at).expect("a legal step");
+        assert_eq!(steps(&stopping, &ended(Ran::Yes, Some(143), 100), IN_TIME).0, [Status::Cancelled]);
+        assert_eq!(steps(&stopping, &ended(Ran::Yes, Some(1), 99), IN_TIME).0, [Status::Failed]);
+    }
+
+    #[test]
+    fn a_failed_attempt_is_final_unless_its_outcome_is_redialled() {
+        let last = call(vec![pending(), running()]);
+        let end = |redial: bool| {
+            let observed = ended(Ran::Yes, Some(1), 150);
+            let change = advance(&last, &observed, moments(IN_TIME), |_| redial).pop().expect("it ended");
+            last.next(change, at(200)).expect("a legal step")
+        };
+        assert!(end(false).is_final && !end(true).is_final);
+        assert_eq!(end(true).sip_code, Some(486));
+    }
+
+    #[test]
+    fn a_cancelled_call_whose_end_nobody_heard_of_is_not_dialled_again() {
+        let stopping = call(vec![pending(), running(), Change::Cancelling]);
+        let change = advance(&stopping, &waiting(), moments(OVER), |_| true).pop().expect("it ends");
+        assert!(stopping.next(change, at(OVER)).expect("a legal step").is_final);
+    }
+}
