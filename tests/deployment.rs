@@ -125,7 +125,7 @@ async fn the_role_of_the_deployment_grants_nothing_that_is_not_used() {
         let namespace = plane.namespace().await;
         let kubeconfig = deploy(&namespace, Some((verb, resource))).await;
         let missed = format!("cannot {verb} resource \"{resource}\"");
-        eventually(format!("somebody says: {missed}"), SOON, async || {
+        eventually(format!("it fails with: {missed}"), SOON, async || {
             whole_life(&namespace, &kubeconfig).await.is_err_and(|error| error.message.contains(&missed))
         })
         .await;

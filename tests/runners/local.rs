@@ -477,7 +477,7 @@ async fn secrets_reach_the_caller_and_nothing_else() {
         from("SIP_SERVER", "sip-credentials", "SIP_SERVER"),
         from("SIP_TURN_PASSWORD", "sip-credentials", "SIP_TURN_PASSWORD"),
     ]);
-    // Only the digest of the passwords and what is no secret may be said aloud.
+    // Only whether the passwords agree, and what is not secret, may be printed.
     let script = "set -- \"$1\" \"$SIP_PASSWORD\"; [ \"$1\" = \"$2\" ] && printf '%s %s %s %s' same $SIP_USER $OTHER ${SIP_SERVER-absent}; sleep 0.5; exit 1";
     let script = script.replace('$', "$$");
     let mut order = job("secret", &["/bin/sh", "-c", &script, "sh", "$(SIP_PASSWORD)"], env);

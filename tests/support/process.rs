@@ -215,9 +215,9 @@ pub fn alive(pid: u32) -> bool {
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Test processes that run side by side begin at different places.
-    let seed = std::process::id().wrapping_mul(97);
+    let start = std::process::id().wrapping_mul(97);
     loop {
-        let offset = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
         let port = 12_000 + u16::try_from(offset).expect("below 20000");
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
