@@ -267,7 +267,10 @@ async fn a_restarted_runner_adopts_what_runs_and_knows_how_the_rest_ended() {
     }
     watcher.until(long.name(), runs).await;
     drop(runner);
-    let has_ended = async || folder(dir.path(), &short).join("exit.json").exists();
+    // The supervisor holds the lock until it has gone, a moment after it has written the end.
+    let lock = fs::File::open(folder(dir.path(), &short).join("lock")).unwrap();
+    let is_gone = || lock.try_lock_shared().is_ok() && lock.unlock().is_ok();
+    let has_ended = async || folder(dir.path(), &short).join("exit.json").exists() && is_gone();
     eventually("the short one ends", SOON, has_ended).await;
 
     let runner = open(dir.path()).await;

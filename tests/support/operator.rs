@@ -198,9 +198,14 @@ impl Operator {
         self.process.kill9();
     }
 
-    /// Sends a signal, such as SIGSTOP.
+    /// Sends a signal, such as SIGCONT.
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    /// Stops it with SIGSTOP, until it gets SIGCONT.
+    pub fn freeze(&mut self) {
+        self.process.freeze();
     }
 
     /// Sends SIGTERM and waits for the end.

@@ -145,6 +145,19 @@ impl Process {
         }
     }
 
+    /// Stops it with SIGSTOP; returns once all its threads have stopped, which on a busy machine takes a moment.
+    ///
+    /// # Panics
+    /// When they have not within five seconds.
+    pub fn freeze(&mut self) {
+        self.signal(Signal::SIGSTOP);
+        let begin = Instant::now();
+        while !is_frozen(self.pid()) {
+            assert!(begin.elapsed() < Duration::from_secs(5), "{} does not stop", self.what);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits until it has ended.
     ///
     /// # Panics
@@ -208,6 +221,16 @@ pub fn alive(pid: u32) -> bool {
         Err(_) if Path::new("/proc/self").exists() => false,
         Err(_) => nix::sys::signal::kill(group(pid), None).is_ok(),
     }
+}
+
+/// Whether every thread of a process has stopped, or has ended; true where there is no `/proc` to look into.
+fn is_frozen(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let mut stats = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.all(|stat| {
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        matches!(state, Some('T' | 't' | 'Z' | 'X'))
+    })
 }
 
 /// A port that nobody listens on, below the range that outgoing connections take theirs from: so a server that is stopped finds
