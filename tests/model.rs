@@ -5,7 +5,7 @@
 //! does that one thing, and remembers nothing. So every interleaving of steps, and every crash between two of them, is an
 //! order of deliveries. A step is cut open where it matters most, at the request to make a Job: that can be stalled for as
 //! long as the Job lives, while others go on with the same call, and can arrive even after its sender has died. What this does
-//! not cover, since no dialler lives for two steps, is following a Job over its sightings; other stories do.
+//! not cover, since no dialler lives for two steps, is following a Job over its sightings; other tests do.
 //!
 //! The clusters are simulated: what counts is how often a Job is made. Timers are fired by hand, up to a second early as a
 //! clock may, instead of waiting for them. After every action, whatever it was:
@@ -316,8 +316,8 @@ fn fingerprint(call: usize, another: bool) -> Fingerprint {
     Call::new(id(call), validate::parse(&body(call, another)).unwrap().spec).fingerprint
 }
 
-/// Events as a person reads them.
-fn story<'a>(events: impl Iterator<Item = &'a StatusEvent>) -> String {
+/// Events in a form that is easy to read.
+fn describe<'a>(events: impl Iterator<Item = &'a StatusEvent>) -> String {
     let line = |event: &StatusEvent| {
         let StatusEvent { id, revision, status, attempt, cluster, queue_sequence, reason, .. } = event;
         format!("\n  {id} #{revision} {status}, attempt {attempt} {cluster:?} by {queue_sequence:?} {reason:?}")
@@ -588,23 +588,23 @@ impl World {
         let events = recorded(&self.js, &format!("{}.*", self.names.status)).await;
         assert!(events.starts_with(&self.seen), "a record was changed or has gone");
         for call in 0..CALLS {
-            let story: Vec<_> = events.iter().filter(|event| event.id == id(call)).collect();
-            for (index, event) in story.iter().enumerate() {
-                let before = index.checked_sub(1).map(|before| story[before]);
-                assert_eq!(event.revision, index as u64 + 1, "{}", self::story(story.iter().copied()));
+            let history: Vec<_> = events.iter().filter(|event| event.id == id(call)).collect();
+            for (index, event) in history.iter().enumerate() {
+                let before = index.checked_sub(1).map(|before| history[before]);
+                assert_eq!(event.revision, index as u64 + 1, "{}", describe(history.iter().copied()));
                 assert!(
                     event.status.may_follow(before.map(|before| before.status)),
                     "{}",
-                    self::story(story.iter().copied())
+                    describe(history.iter().copied())
                 );
                 assert!(
                     before.is_none_or(|before| !before.is_final),
                     "something follows the end: {}",
-                    self::story(story.iter().copied())
+                    describe(history.iter().copied())
                 );
                 let attempts = before.map_or(0, |before| before.attempt) + u32::from(event.status == Status::Pending);
-                assert_eq!(event.attempt, attempts, "{}", self::story(story.iter().copied()));
-                assert!(event.attempt <= MAX_ATTEMPTS, "{}", self::story(story.iter().copied()));
+                assert_eq!(event.attempt, attempts, "{}", describe(history.iter().copied()));
+                assert!(event.attempt <= MAX_ATTEMPTS, "{}", describe(history.iter().copied()));
             }
         }
         self.seen = events;
@@ -638,7 +638,7 @@ impl World {
                 }
                 _ => messages.next().is_some(),
             };
-            assert!(is_carried, "call {call} is lost: {}", story(self.seen.iter()));
+            assert!(is_carried, "call {call} is lost: {}", describe(self.seen.iter()));
         }
     }
 
@@ -648,7 +648,7 @@ impl World {
             self.go_on(dialler).await;
         }
         for round in 0.. {
-            assert!(round < LAST_ROUND, "this never ends: {}", story(self.seen.iter()));
+            assert!(round < LAST_ROUND, "this never ends: {}", describe(self.seen.iter()));
             for dialler in 0..DIALLERS.len() {
                 self.show(dialler).await;
                 self.deliver(&[dialler]).await;
@@ -675,15 +675,15 @@ impl World {
                 self.clusters.values().find_map(|cluster| cluster.ended.lock().unwrap().get(job).copied())
             });
             match finals[0].status {
-                Status::Succeeded => assert_eq!(succeeded, Some(true), "{}", story(finals.iter().copied())),
+                Status::Succeeded => assert_eq!(succeeded, Some(true), "{}", describe(finals.iter().copied())),
                 Status::Failed => {
-                    assert!(succeeded == Some(false), "{}", story(finals.iter().copied()));
+                    assert!(succeeded == Some(false), "{}", describe(finals.iter().copied()));
                 }
                 Status::Cancelled => {
                     let is_deleted = finals[0].reason.as_deref() == Some("deleted");
-                    assert!(is_deleted || self.cancelled.contains(call), "{}", story(finals.iter().copied()));
+                    assert!(is_deleted || self.cancelled.contains(call), "{}", describe(finals.iter().copied()));
                 }
-                other => panic!("a call ended {other}: {}", story(finals.iter().copied())),
+                other => panic!("a call ended {other}: {}", describe(finals.iter().copied())),
             }
         }
     }

@@ -95,7 +95,7 @@ async fn removed_and_requested_again(setup: &Setup) {
 async fn taken_over_from_a_frozen_operator(setup: &Setup) -> (Operator, Operator) {
     let mut first = setup.operator().await;
     setup.run_calls("call", 1).await;
-    first.signal(Signal::SIGSTOP);
+    first.freeze();
     let second = setup.operator().await;
     eventually("the call is redelivered", PATIENCE, async || setup.redelivered().await == 1).await;
     (first, second)

@@ -138,10 +138,10 @@ async fn an_api_server_that_is_down_is_an_error_that_says_so() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let text = std::fs::read_to_string(&namespace.kubeconfig).unwrap();
     let server = ControlPlane::shared().await.url();
-    let kubeconfig = namespace.kubeconfig.with_extension("away");
+    let kubeconfig = namespace.kubeconfig.with_extension("down");
     std::fs::write(&kubeconfig, text.replace(&server, "https://127.0.0.1:1")).unwrap();
-    let away = KubernetesSettings { kubeconfig: Some(kubeconfig), ..settings(&namespace) };
-    let error = KubernetesRunner::connect(away).await.err().unwrap();
+    let down = KubernetesSettings { kubeconfig: Some(kubeconfig), ..settings(&namespace) };
+    let error = KubernetesRunner::connect(down).await.err().unwrap();
     assert!(error.message.to_lowercase().contains("connection refused"), "{error}");
 }
 
@@ -167,7 +167,7 @@ async fn starts_of_one_call_by_several_replicas_at_once_all_succeed() {
 
     let starts = futures::future::join_all((0..8).map(|_| runner.start(&order))).await;
 
-    // One that met another's replacement of the Secret may be told to come again; none is refused.
+    // One that finds the Secret being replaced by another may have to try again; none is refused.
     assert!(starts.iter().all(|start| matches!(start, Ok(()) | Err(StartError::Later(_)))), "{starts:?}");
     runner.start(&order).await.unwrap();
     assert!(secret_has_password(&namespace, order.name()).await);
@@ -196,7 +196,10 @@ async fn a_job_that_is_being_removed_counts_as_started() {
     let uid = namespace.api::<Job>().get(held.name()).await.unwrap().metadata.uid;
     namespace.api::<Job>().delete(held.name(), &DeleteParams::background()).await.unwrap();
 
-    runner.start(&order(&namespace, "leaving")).await.expect("its call may have been placed: there is no second one");
+    runner
+        .start(&order(&namespace, "leaving"))
+        .await
+        .expect("its call may have been placed, so there is not a second one");
     assert_eq!(namespace.api::<Job>().get(held.name()).await.unwrap().metadata.uid, uid);
     let release = json!({"metadata": {"finalizers": null}});
     namespace.api::<Job>().patch(held.name(), &PatchParams::default(), &Patch::Merge(release)).await.unwrap();

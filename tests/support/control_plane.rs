@@ -135,7 +135,9 @@ impl ControlPlane {
 
     /// Stops the API server and its connections with SIGSTOP: it takes connections and never answers.
     pub fn freeze_apiserver(&self) {
-        signal(&self.apiserver, Signal::SIGSTOP);
+        if let Some(process) = lock(&self.apiserver).as_mut() {
+            process.freeze();
+        }
     }
 
     /// Lets a frozen API server go on.

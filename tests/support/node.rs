@@ -46,7 +46,7 @@ exec "$SIPSTUFF_BIN" simulate-call "$@"
 /// How a node behaves.
 #[derive(Debug, Clone, Default)]
 pub struct NodeOptions {
-    /// Variables that every container has, such as those that tell `simulate-call` what to do.
+    /// Variables that every container has, such as the settings of `simulate-call`.
     pub env: Vec<(String, String)>,
     /// Run nothing, only report: for thousands of pods.
     pub instant: Option<Instant>,
@@ -251,7 +251,7 @@ async fn serve(node: Arc<Node>, client: kube::Client, namespace: String) {
     let mut listed: HashSet<String> = HashSet::new();
     loop {
         let event = tokio::select! {
-            event = events.next() => event.expect("a watcher goes on for ever"),
+            event = events.next() => event.expect("a watcher never ends"),
             Some(ended) = tasks.join_next() => {
                 ended.expect("a pod's task does not panic");
                 continue;
@@ -274,7 +274,7 @@ async fn serve(node: Arc<Node>, client: kube::Client, namespace: String) {
                     pod.send_replace(Wanted::Gone);
                 }
             }
-            // The API server is away; the watcher lists anew.
+            // The API server is unavailable; the watcher lists again.
             Err(_) => tokio::time::sleep(AGAIN).await,
         }
     }
@@ -428,9 +428,9 @@ impl PodTask {
                     let argv = words.map(|word| expand(word, &env)).collect();
                     return Some(Prepared { argv, env });
                 }
-                Err(trouble) if reported.as_ref() != Some(&trouble) => {
-                    self.report(waiting(pod, container, &trouble)).await;
-                    reported = Some(trouble);
+                Err(reason) if reported.as_ref() != Some(&reason) => {
+                    self.report(waiting(pod, container, &reason)).await;
+                    reported = Some(reason);
                 }
                 Err(_) => {}
             }
@@ -657,8 +657,8 @@ fn finished(pod: &Pod, container: &Container, started_at: Timestamp, ended: &End
     status(pod, container, phase, false, state, started_at)
 }
 
-fn waiting(pod: &Pod, container: &Container, trouble: &str) -> Value {
-    let state = json!({"waiting": {"reason": "CreateContainerConfigError", "message": trouble}});
+fn waiting(pod: &Pod, container: &Container, reason: &str) -> Value {
+    let state = json!({"waiting": {"reason": "CreateContainerConfigError", "message": reason}});
     status(pod, container, "Pending", false, state, Timestamp::now())
 }
 

@@ -13,7 +13,7 @@ use super::process::{Process, Scratch};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sipstuff-operator");
-/// What the operator logs when it listens, before the port.
+/// What the operator logs when it listens, before its address.
 const LISTENING: &str = "listening on http://";
 /// How long it may take to listen, and to be ready.
 const START: Duration = Duration::from_secs(30);
@@ -198,9 +198,14 @@ impl Operator {
         self.process.kill9();
     }
 
-    /// Sends a signal, such as SIGSTOP.
+    /// Sends a signal, such as SIGCONT.
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    /// Stops it with SIGSTOP, until it gets SIGCONT.
+    pub fn freeze(&mut self) {
+        self.process.freeze();
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -288,11 +293,11 @@ impl Operator {
         }
     }
 
-    fn must_go_on(&mut self, begin: Instant, trouble: &str) {
+    fn must_go_on(&mut self, begin: Instant, problem: &str) {
         // The log follows: it is shown when a handle is dropped in a panic.
         if let Some(status) = self.process.ended() {
-            panic!("the operator has ended ({status}) and {trouble}");
+            panic!("the operator has ended ({status}) and {problem}");
         }
-        assert!(begin.elapsed() < START, "after {START:?} the operator {trouble}");
+        assert!(begin.elapsed() < START, "after {START:?} the operator {problem}");
     }
 }

@@ -145,6 +145,19 @@ impl Process {
         }
     }
 
+    /// Stops it with SIGSTOP; returns once all its threads have stopped, which on a busy machine takes a moment.
+    ///
+    /// # Panics
+    /// When they have not within five seconds.
+    pub fn freeze(&mut self) {
+        self.signal(Signal::SIGSTOP);
+        let begin = Instant::now();
+        while !is_frozen(self.pid()) {
+            assert!(begin.elapsed() < Duration::from_secs(5), "{} does not stop", self.what);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits until it has ended.
     ///
     /// # Panics
@@ -210,14 +223,24 @@ pub fn alive(pid: u32) -> bool {
     }
 }
 
+/// Whether every thread of a process has stopped, or has ended; true where there is no `/proc` to look into.
+fn is_frozen(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let mut stats = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.all(|stat| {
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        matches!(state, Some('T' | 't' | 'Z' | 'X'))
+    })
+}
+
 /// A port that nobody listens on, below the range that outgoing connections take theirs from: so a server that is stopped finds
 /// it free when it starts again.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Test processes that run side by side begin at different places.
-    let seed = std::process::id().wrapping_mul(97);
+    let start = std::process::id().wrapping_mul(97);
     loop {
-        let offset = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
         let port = 12_000 + u16::try_from(offset).expect("below 20000");
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;

@@ -7,16 +7,16 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
 
 use super::JOB_NAME_LABEL;
-use super::trimmed::Trimmed;
+use super::trimmed::{JobForm, PodForm, Trimmed};
 use crate::job::{ObservedJob, has_run};
 use crate::runner::Observation;
 
 /// What the watches have shown.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    jobs: HashMap<String, Job>,
+    jobs: HashMap<String, JobForm>,
     /// By the name of their Job, then by their UID.
-    pods: HashMap<String, HashMap<String, Pod>>,
+    pods: HashMap<String, HashMap<String, PodForm>>,
     listed_jobs: Option<Vec<Job>>,
     listed_pods: Option<Vec<Pod>>,
     has_jobs: bool,
@@ -31,7 +31,7 @@ impl Cache {
 
     /// The pods of a Job.
     pub(super) fn pods_of(&self, job: &str) -> Vec<Pod> {
-        self.pods.get(job).into_iter().flat_map(|pods| pods.values().cloned()).collect()
+        self.pods.get(job).into_iter().flat_map(HashMap::values).map(|pod| pod.clone().into()).collect()
     }
 
     /// Applies an event of the Jobs' watch. Of a list, nothing counts before it is complete.
@@ -41,13 +41,14 @@ impl Cache {
             Event::InitApply(Trimmed(job)) => self.listed_jobs.get_or_insert_default().push(job),
             Event::InitDone => {
                 let listed = self.listed_jobs.take().unwrap_or_default();
-                self.jobs = listed.into_iter().filter_map(|job| Some((job.metadata.name.clone()?, job))).collect();
+                self.jobs =
+                    listed.into_iter().filter_map(|job| Some((job.metadata.name.clone()?, job.into()))).collect();
                 self.has_jobs = true;
                 return self.all();
             }
             Event::Apply(Trimmed(job)) => {
                 let name = job.metadata.name.clone()?;
-                self.jobs.insert(name.clone(), job);
+                self.jobs.insert(name.clone(), job.into());
                 return self.changed(&name);
             }
             Event::Delete(Trimmed(job)) => return self.removed(job),
@@ -66,7 +67,7 @@ impl Cache {
                     self.insert(pod);
                 }
                 // A pod that ran and is not listed any more has run all the same.
-                for pod in lost.into_values().flat_map(HashMap::into_values).filter(has_run) {
+                for pod in lost.into_values().flat_map(HashMap::into_values).map(Pod::from).filter(has_run) {
                     self.insert_unless_known(pod);
                 }
                 self.has_pods = true;
@@ -88,13 +89,13 @@ impl Cache {
 
     fn insert(&mut self, pod: Pod) -> Option<String> {
         let (job, uid) = (job_of(&pod)?.to_owned(), pod.metadata.uid.clone()?);
-        self.pods.entry(job.clone()).or_default().insert(uid, pod);
+        self.pods.entry(job.clone()).or_default().insert(uid, pod.into());
         Some(job)
     }
 
     fn insert_unless_known(&mut self, pod: Pod) {
         if let (Some(job), Some(uid)) = (job_of(&pod), &pod.metadata.uid) {
-            self.pods.entry(job.to_owned()).or_default().entry(uid.clone()).or_insert(pod);
+            self.pods.entry(job.to_owned()).or_default().entry(uid.clone()).or_insert_with(|| pod.into());
         }
     }
 
@@ -109,13 +110,13 @@ impl Cache {
     }
 
     fn observed(&self, job: &Job) -> Option<ObservedJob> {
-        let pods = job.metadata.name.as_ref().and_then(|name| self.pods.get(name));
-        ObservedJob::of(job, pods.into_iter().flat_map(HashMap::values))
+        let pods = job.metadata.name.as_ref().map(|name| self.pods_of(name)).unwrap_or_default();
+        ObservedJob::of(job, &pods)
     }
 
     fn changed(&self, job: &str) -> Option<Observation> {
-        let job = self.jobs.get(job).filter(|_| self.is_complete())?;
-        self.observed(job).map(Observation::Changed)
+        let job = self.jobs.get(job).filter(|_| self.is_complete())?.clone().into();
+        self.observed(&job).map(Observation::Changed)
     }
 
     /// It is gone, or settled: then it is not selected any more.
@@ -133,8 +134,10 @@ impl Cache {
             return None;
         }
         let jobs = &self.jobs;
+        let has_run = |pod: &PodForm| has_run(&pod.clone().into());
         self.pods.retain(|job, pods| jobs.contains_key(job) || !pods.values().all(has_run));
-        Some(Observation::All(self.jobs.values().filter_map(|job| self.observed(job)).collect()))
+        let jobs = self.jobs.values().map(|job| Job::from(job.clone()));
+        Some(Observation::All(jobs.filter_map(|job| self.observed(&job)).collect()))
     }
 }
 

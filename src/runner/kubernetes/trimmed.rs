@@ -16,10 +16,10 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 #[derive(Debug, Clone)]
 pub(super) struct Trimmed<K>(pub(super) K);
 
-/// A resource that is read from a smaller form of it.
+/// A resource that is read from a smaller form of it, and kept as such: the types of the whole resource take kilobytes even empty.
 pub(super) trait Trim: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Sized {
     /// What is read.
-    type Form: DeserializeOwned + Into<Self>;
+    type Form: DeserializeOwned + Into<Self> + From<Self> + Clone;
 }
 
 impl Trim for Job {
@@ -36,27 +36,27 @@ impl<'de, K: Trim> Deserialize<'de> for Trimmed<K> {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct JobForm {
     metadata: MetadataForm,
     spec: Option<JobSpecForm>,
     status: Option<JobStatus>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct JobSpecForm {
     backoff_limit: Option<i32>,
     ttl_seconds_after_finished: Option<i32>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct PodForm {
     metadata: MetadataForm,
     status: Option<PodStatusForm>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PodStatusForm {
     phase: Option<String>,
@@ -67,13 +67,13 @@ struct PodStatusForm {
     container_statuses: Option<Vec<ContainerForm>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct ContainerForm {
     name: String,
     state: Option<ContainerState>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct MetadataForm {
     name: Option<String>,
@@ -94,6 +94,52 @@ impl From<JobForm> for Job {
             ..Default::default()
         });
         Self { metadata: metadata.into(), spec, status }
+    }
+}
+
+impl From<Job> for JobForm {
+    fn from(Job { metadata, spec, status }: Job) -> Self {
+        let spec = spec.map(|spec| JobSpecForm {
+            backoff_limit: spec.backoff_limit,
+            ttl_seconds_after_finished: spec.ttl_seconds_after_finished,
+        });
+        Self { metadata: metadata.into(), spec, status }
+    }
+}
+
+impl From<Pod> for PodForm {
+    fn from(Pod { metadata, spec: _, status }: Pod) -> Self {
+        Self { metadata: metadata.into(), status: status.map(PodStatusForm::from) }
+    }
+}
+
+impl From<PodStatus> for PodStatusForm {
+    fn from(status: PodStatus) -> Self {
+        let containers =
+            |containers: Option<Vec<ContainerStatus>>| Some(containers?.into_iter().map(Into::into).collect());
+        Self {
+            phase: status.phase,
+            reason: status.reason,
+            message: status.message,
+            conditions: status.conditions,
+            init_container_statuses: containers(status.init_container_statuses),
+            container_statuses: containers(status.container_statuses),
+        }
+    }
+}
+
+impl From<ContainerStatus> for ContainerForm {
+    fn from(ContainerStatus { name, state, .. }: ContainerStatus) -> Self {
+        Self { name, state }
+    }
+}
+
+impl From<ObjectMeta> for MetadataForm {
+    fn from(metadata: ObjectMeta) -> Self {
+        let ObjectMeta { name, namespace, uid, resource_version, creation_timestamp, deletion_timestamp, .. } =
+            metadata;
+        let ObjectMeta { labels, annotations, .. } = metadata;
+        Self { name, namespace, uid, resource_version, creation_timestamp, deletion_timestamp, labels, annotations }
     }
 }
 

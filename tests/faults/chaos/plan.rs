@@ -99,9 +99,9 @@ pub enum Way {
     NatsHeader,
     /// Both ways, with the same id.
     Both,
-    /// Published by NATS, and is no call.
+    /// Published by NATS, and not a valid call.
     Invalid,
-    /// Posted, and is no call.
+    /// Posted, and not a valid call.
     InvalidHttp,
 }
 
@@ -155,7 +155,7 @@ impl Planned {
         }
     }
 
-    /// Whether it is a call at all.
+    /// Whether the request is valid.
     pub fn is_valid(&self) -> bool {
         !matches!(self.way, Way::Invalid | Way::InvalidHttp)
     }

@@ -1,4 +1,4 @@
-//! Hands the calls in, each at its moment and in its way, and cancels some.
+//! Submits the calls, each at its moment and in its way, and cancels some.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,19 +15,19 @@ use super::world::World;
 
 /// Requests under way at once.
 const AT_ONCE: usize = 64;
-/// How long an answer may take before it is as good as none.
+/// How long to wait for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Before the next try.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// What the world said to a request.
+/// How a request was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// Stored: the call must have its end.
     Accepted,
-    /// Nobody knows: it may be a call.
+    /// Without an answer: it may have been accepted.
     Unknown,
-    /// Not accepted: there is no such call.
+    /// Refused: the call must not exist.
     Refused,
 }
 

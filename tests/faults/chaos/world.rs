@@ -206,7 +206,7 @@ impl Replica {
     pub async fn freeze(&self, time: Duration) {
         let mut operator = self.operator.lock().await;
         let operator = operator.as_mut().expect("it always runs");
-        operator.signal(Signal::SIGSTOP);
+        operator.freeze();
         tokio::time::sleep(time).await;
         operator.signal(Signal::SIGCONT);
     }
