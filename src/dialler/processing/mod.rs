@@ -1,8 +1,9 @@
 //! The processing of one delivery, step by step, and what every step has in common: it begins with what was read of the log, ends
 //! with what is recorded there, and treats errors in one way. Steps that are more than one record are below: [`attempt`] has those that
-//! dial, [`handover`] those that leave it to others.
+//! dial, [`follow`] what lasts until the call has ended, [`handover`] those that leave it to others.
 
 mod attempt;
+mod follow;
 mod handover;
 
 use std::time::Duration;
