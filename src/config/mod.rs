@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 
 use self::values::{address, log_filter, not_empty, whole};
 pub use self::{
-    job::{JobArgs, Selector},
+    job::{HangUp, JobArgs, Selector},
     nats::NatsArgs,
     queue::QueueArgs,
     values::at_least,

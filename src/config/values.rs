@@ -3,7 +3,7 @@
 
 use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use super::Selector;
+use super::{HangUp, Selector};
 use crate::call::validate::names::{is_label_key, is_label_value, is_subdomain};
 
 /// A record must outlive the longest call: 600 s × 100, and its delays.
@@ -73,6 +73,14 @@ pub(super) fn namespace_name(text: &str) -> Result<String, String> {
 pub(super) fn secret_name(text: &str) -> Result<String, String> {
     let accepted = "accepted: a DNS subdomain: at most 253 lower-case letters, digits, dashes and dots";
     if is_subdomain(text) { Ok(text.to_owned()) } else { Err(accepted.to_owned()) }
+}
+
+pub(super) fn command(text: &str) -> Result<HangUp, String> {
+    if text.trim() == "none" {
+        return Ok(HangUp(None));
+    }
+    let words = shlex::split(text).filter(|words| !words.is_empty());
+    words.map(|words| HangUp(Some(words))).ok_or_else(|| "accepted: a command, its quotes closed, or none".to_owned())
 }
 
 pub(super) fn selector(text: &str) -> Result<Selector, String> {

@@ -109,6 +109,21 @@ async fn cancelling_a_running_call_deletes_its_job_and_ends_its_pod() {
     setup.queue_empties().await;
 }
 
+/// As process 1 of its container, the caller ignores SIGTERM: without a hang-up it would talk until it is killed, 30 s later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_call_hangs_up_at_once() {
+    let setup = Setup::kubernetes(120.0).await;
+    let operator = setup.operator().await;
+    accepted(&operator, &with(request("+490", "a"), json!({"id": "long"}))).await;
+    setup.becomes("long", Status::Running).await;
+    let begin = Instant::now();
+    delete(operator.base(), "/jobs/long").await;
+    setup.events.final_of("long", PATIENCE).await;
+    let log = setup.node().log_of(&name_of("long"));
+    assert!(log.contains("SIGINT: hanging up"), "{log}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_deleted_by_hand_is_a_cancelled_call() {
     let setup = Setup::kubernetes(20.0).await;

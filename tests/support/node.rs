@@ -3,7 +3,8 @@
 //!
 //! What it does as the kubelet does: binds the pod, so that its deletion is graceful; resolves `secretKeyRef` and waits
 //! for a Secret that is missing; expands `$(NAME)` and `$$`; reports Running, then the exit code with the
-//! end of the log as termination message; ends a deleted pod by SIGTERM, by SIGKILL after its grace, and then removes it; goes on
+//! end of the log as termination message; ends a deleted pod by its `preStop` (which
+//! stands for SIGINT), by SIGKILL after its grace since process 1 of a container ignores SIGTERM, and then removes it; goes on
 //! through an outage of the API server, while the processes run. What it does not: images, volumes, security contexts, probes,
 //! restarts; more than one container; init containers, which it reports as completed without running them (their `chown` would
 //! need root and has no volume to work on); the pod's log through the API server ([`TestNode::log_of`] has it).
@@ -505,8 +506,8 @@ impl PodTask {
         let _counted = self.node.count();
         let status = tokio::select! {
             status = running.child.wait() => status,
-            grace = self.deletion() => running.end(grace).await,
-            () = self.crash() => running.end(Duration::ZERO).await,
+            grace = self.deletion() => running.end(hangs_up(container), grace).await,
+            () = self.crash() => running.end(false, Duration::ZERO).await,
         };
         let status = status.expect("it is our child");
         // The signal is lost where a shell stands between, which then exits with 128 + signal itself.
@@ -590,6 +591,11 @@ impl PodTask {
     }
 }
 
+/// Whether the container has a command that makes it hang up before it is stopped.
+fn hangs_up(container: &Container) -> bool {
+    container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
+}
+
 /// A container's process, killed with its group when its task is.
 struct Child {
     child: tokio::process::Child,
@@ -598,8 +604,10 @@ struct Child {
 }
 
 impl Child {
-    async fn end(&mut self, grace: Duration) -> std::io::Result<ExitStatus> {
-        signal_group(self.pid, Signal::SIGTERM);
+    async fn end(&mut self, hangs_up: bool, grace: Duration) -> std::io::Result<ExitStatus> {
+        if hangs_up {
+            signal_group(self.pid, Signal::SIGINT);
+        }
         if let Ok(status) = tokio::time::timeout(grace, self.child.wait()).await {
             return status;
         }

@@ -1,14 +1,18 @@
 //! The pod around the caller: its directories, its user and what it is not allowed to do.
 
 use k8s_openapi::api::core::v1::{
-    Container, HostPathVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile, SecurityContext,
-    Volume, VolumeMount,
+    Container, ExecAction, HostPathVolumeSource, Lifecycle, LifecycleHandler, PodSecurityContext, PodSpec,
+    PodTemplateSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{CONTAINER, INIT_CONTAINER, command, env, own_labels};
 use crate::call::CallSpec;
 use crate::job::JobDefaults;
+
+/// Seconds that a caller has to hang up once its pod is to be stopped. The BYE goes out at once; the rest is for its answer and for
+/// writing the recording down.
+const GRACE_SECONDS: i64 = 10;
 
 /// A directory of the node that the caller keeps something in.
 pub(super) struct HostDirectory<'a> {
@@ -48,6 +52,7 @@ pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -
                 .filter(|selector| !selector.is_empty()),
             restart_policy: Some("Never".to_owned()),
             security_context: Some(pod_security(defaults)),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
             volumes: unless_empty(host_directories(defaults).map(|directory| volume(&directory)).collect()),
             ..PodSpec::default()
         }),
@@ -61,12 +66,21 @@ fn caller(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> Container {
         image_pull_policy: Some("Always".to_owned()),
         command: Some(command::command_line(spec)),
         env: Some(env::environment(spec, job, defaults)),
+        lifecycle: hang_up(defaults),
         volume_mounts: unless_empty(mounts(defaults)),
         security_context: Some(no_escalation()),
         // The end of the caller's log names the SIP code: it becomes the termination message, and no log has to be read.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
+}
+
+/// As process 1 of its container, Python ignores SIGTERM, and would go on talking until it is killed, without a BYE; SIGINT makes
+/// it hang up at once.
+fn hang_up(defaults: &JobDefaults) -> Option<Lifecycle> {
+    let command = defaults.hang_up.as_ref()?.iter().map(|word| super::literal(word)).collect();
+    let exec = Some(ExecAction { command: Some(command) });
+    Some(Lifecycle { pre_stop: Some(LifecycleHandler { exec, ..Default::default() }), ..Default::default() })
 }
 
 /// A directory that the kubelet makes belongs to root; a caller that runs as somebody else gets it handed over first.

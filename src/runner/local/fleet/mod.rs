@@ -58,7 +58,7 @@ struct Entry {
 /// A stop that was asked for.
 #[derive(Debug, Default)]
 struct Stop {
-    /// When SIGTERM was sent; none while there is nothing to send it to.
+    /// When SIGINT was sent; none while there is nothing to send it to.
     asked: Option<Instant>,
 }
 
