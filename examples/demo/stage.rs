@@ -138,7 +138,11 @@ impl Operator {
         let mut command = Command::new(&binary);
         // None of the reader's own settings, and no colours in a file.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("NO_COLOR", "1");
-        command.env("NATS_URL", nats_url).env("PORT", "0").env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string());
+        command
+            .env("NATS_URL", nats_url)
+            .env("PORT", "0")
+            .env("ADMIN_PORT", "0")
+            .env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string());
         command.env("RUNNER", "local").env("STATE_DIR", &state_dir);
         command.env("LOCAL_CALLER", format!("'{}' simulate-call", binary.to_string_lossy()));
         Ok(Self { process: Process::spawn("operator", command, &log), log, state_dir, _folder: folder })

@@ -1,18 +1,18 @@
 //! `serve`: puts everything together, and takes it apart again at the end. The only place that knows all parts.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{banner, cli::Effective, open_runner};
+use super::{banner, cli::Effective, listen::listen, open_runner};
 use crate::{
     api::{self, Api},
     call::Status,
     call_index::{Brief, CallIndex},
-    config::{HttpArgs, QueueArgs, Settings},
+    config::{QueueArgs, Settings},
     dialler::{Dialler, Limits},
     http::{self, HttpSettings},
     job::JobDefaults,
@@ -52,10 +52,12 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("signals cannot be listened to")?;
     banner::print(effective);
     let defaults = settings.job.defaults()?;
-    let listener = listen(&settings.http).await?;
+    let listeners = listen(&settings.http).await?;
     let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
-    let server = tokio::spawn(http::serve(listener, api.clone(), http_settings(), stopped));
+    let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
+    // Until the process ends: the kubelet goes on asking while calls are handed back.
+    tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
     tokio::select! {
         started = Engine::start(&settings, defaults, &api, &closing) => started?.run(&closing).await,
         () = closing.cancelled() => {}
@@ -63,16 +65,6 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     server.await.context("the HTTP server broke down")?;
     tracing::info!("ended in order");
     Ok(())
-}
-
-async fn listen(settings: &HttpArgs) -> Result<TcpListener> {
-    let HttpArgs { host, port } = *settings;
-    let address = SocketAddr::new(host, port);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another HOST or PORT"))?;
-    tracing::info!("listening on http://{}", listener.local_addr()?);
-    Ok(listener)
 }
 
 fn http_settings() -> HttpSettings {

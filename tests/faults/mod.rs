@@ -2,4 +2,5 @@
 
 mod chaos;
 mod crash;
+mod flood;
 mod outages;
