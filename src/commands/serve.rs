@@ -7,7 +7,7 @@ use async_nats::{Client, jetstream};
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{banner, cli::Effective, listen::listen, open_runner};
+use super::{banner, cli::Effective, durability, listen::listen, nats_session, open_runner};
 use crate::{
     api::{self, Api},
     call::Status,
@@ -19,7 +19,7 @@ use crate::{
     job_watch::{self, Sightings},
     nats::{
         Names, StreamSettings,
-        connect::{self, ConnectError},
+        connect::{self, Refusal},
         streams,
     },
     queue::{
@@ -31,8 +31,7 @@ use crate::{
         scheduled::{self, Timers},
         undecodable,
     },
-    retry::{self, Retry},
-    schema, shutdown,
+    retry, schema, shutdown,
     status_log::StatusLog,
 };
 
@@ -47,7 +46,8 @@ const STOPPED: &str = "asked to end before the start was complete";
 /// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.
 ///
 /// # Errors
-/// What makes it impossible to begin: the port is taken, a file cannot be read, the server is too old.
+/// What makes it impossible to begin (the port is taken, a file cannot be read, the server is too old), or NATS has refused the
+/// credentials for a minute.
 pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("signals cannot be listened to")?;
     banner::print(effective);
@@ -58,9 +58,17 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
     // Until the process ends: the kubelet goes on asking while calls are handed back.
     tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
+    let refusal = Refusal::default();
+    let work = async {
+        tokio::select! {
+            started = Engine::start(&settings, defaults, &api, &closing, &refusal) => started?.run(&closing).await,
+            () = closing.cancelled() => {}
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
-        started = Engine::start(&settings, defaults, &api, &closing) => started?.run(&closing).await,
-        () = closing.cancelled() => {}
+        worked = work => worked?,
+        error = nats_session::refused_for_long(&settings, &refusal) => return Err(error),
     }
     server.await.context("the HTTP server broke down")?;
     tracing::info!("ended in order");
@@ -84,8 +92,15 @@ struct Engine {
 
 impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
-    async fn start(settings: &Settings, defaults: JobDefaults, api: &Api, closing: &CancellationToken) -> Result<Self> {
-        let (client, runner) = tokio::try_join!(connected(settings), open_runner::open(settings, &defaults))?;
+    async fn start(
+        settings: &Settings,
+        defaults: JobDefaults,
+        api: &Api,
+        closing: &CancellationToken,
+        refusal: &Refusal,
+    ) -> Result<Self> {
+        let client = nats_session::open_patiently(settings, api, refusal);
+        let (client, runner) = tokio::try_join!(client, open_runner::open(settings, &defaults))?;
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
         let prepare = || streams::ensure(&jetstream, &streams);
@@ -112,6 +127,7 @@ impl Engine {
         });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
         engine.follow(api, settings.queue.status_retention);
+        engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
         engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
@@ -201,18 +217,5 @@ async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api) {
     loop {
         ticks.tick().await;
         api.set_queue_state(control::state(&jetstream, &names).await.ok());
-    }
-}
-
-/// A connection to NATS, however long it takes; only what cannot heal is an error.
-async fn connected(settings: &Settings) -> Result<Client> {
-    let nats = settings.nats.settings();
-    let mut retry = Retry::new("connect to NATS");
-    loop {
-        match connect::connect(&nats).await {
-            Ok(client) => return Ok(client),
-            Err(ConnectError::Unavailable(error)) => tokio::time::sleep(retry.failed(error.chain())).await,
-            Err(fatal) => return Err(fatal.into()),
-        }
     }
 }

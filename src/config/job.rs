@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     BadSetting,
-    values::{namespace_name, not_empty, secret_name, selector, truth, whole},
+    values::{namespace_name, not_empty, secret_name, selector, template_file, truth, whole},
 };
 use crate::job::{JobDefaults, manifest::parse_template};
 
@@ -42,7 +42,7 @@ pub struct JobArgs {
     #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
     pub job_deadline_margin_seconds: u32,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
-    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_name = "FILE")]
+    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_parser = template_file, value_name = "FILE")]
     pub job_template_file: Option<PathBuf>,
     /// Directory of the hosts with text-to-speech models
     #[arg(long, env = "PIPER_DATA_DIR", global = true, value_name = "DIR")]

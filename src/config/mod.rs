@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use self::values::{address, log_filter, not_empty, whole};
 pub use self::{
     job::{JobArgs, Selector},
-    nats::NatsArgs,
+    nats::{MonitoringUrls, NatsArgs},
     queue::QueueArgs,
     values::at_least,
 };

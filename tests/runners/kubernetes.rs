@@ -102,7 +102,7 @@ async fn a_place_is_the_namespace_by_its_uid_or_by_the_name_that_it_is_given() {
     assert_eq!(Some(&by_uid.place().cluster), found.metadata.uid.as_ref());
     assert_eq!(by_uid.place().address, format!("{} (context test)", plane.url()));
     let says = by_uid.check().await.unwrap();
-    assert!(says.starts_with("kubernetes v1.") && says.ends_with(&format!("namespace {}", namespace.name)), "{says}");
+    assert!(says.starts_with("API server v1."), "{says}");
 
     let named = KubernetesSettings { cluster_name: Some("here".to_owned()), ..settings(&namespace) };
     assert_eq!(KubernetesRunner::connect(named).await.unwrap().place().cluster, "here");
