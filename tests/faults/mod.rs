@@ -4,3 +4,4 @@ mod chaos;
 mod crash;
 mod flood;
 mod outages;
+mod power_loss;

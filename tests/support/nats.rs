@@ -107,6 +107,13 @@ impl NatsServer {
         }
     }
 
+    /// Sends it a signal, such as SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = self.lock().as_mut() {
+            process.signal(signal);
+        }
+    }
+
     /// Stops it in good order; the store stays.
     ///
     /// # Panics
