@@ -39,6 +39,13 @@ chaos: ## Place 10,000 calls under 200 faults: ARGS='CHAOS_SEED=7 CHAOS_CALLS=50
 	@$(nats) $(kubernetes) env CHAOS_SEED=$$(date +%s) CHAOS_CALLS=10000 CHAOS_FAULTS=200 $(ARGS) \
 		cargo test --features failpoints --test integration faults::chaos:: -- --nocapture
 
+.PHONY: test-power
+test-power: ## Cut nats-server's power at random moments (root, loop devices): ARGS='POWER_SEED=7 POWER_ROUNDS=1'
+	@cargo test --quiet --features failpoints --test integration --no-run
+	@# In a mount namespace of its own: however the test ends, its file systems and loop devices go with it.
+	@$(nats) unshare --mount env $(ARGS) cargo test --quiet --features failpoints --test integration \
+		faults::power_loss:: -- --ignored --nocapture --test-threads 1
+
 .PHONY: check
 check: ## Look at formatting, lints, documentation, dependencies, generated files
 	@echo 'check: formatting'

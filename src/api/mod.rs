@@ -35,6 +35,7 @@ pub struct Api {
     parts: Arc<OnceLock<Parts>>,
     runner_listed: Arc<AtomicBool>,
     queue: Arc<Mutex<Option<QueueState>>>,
+    nats_remark: Arc<Mutex<Option<String>>>,
 }
 
 /// What the API works with.
@@ -104,6 +105,11 @@ impl Api {
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
+    /// Notes what there is to say of NATS beside whether it is connected.
+    pub fn set_nats_remark(&self, remark: Option<String>) {
+        *self.nats_remark.lock().unwrap_or_else(PoisonError::into_inner) = remark;
+    }
+
     /// How the queue was when it was looked at last; `None` while NATS does not say.
     pub fn queue_state(&self) -> Option<QueueState> {
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -150,6 +156,9 @@ impl Api {
     pub fn readiness(&self) -> Vec<Readiness> {
         let parts = self.parts.get();
         let nats = parts.is_some_and(|parts| parts.client.connection_state() == State::Connected);
+        let remark = self.nats_remark.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let with_remark =
+            |detail: &str| [Some(detail.to_owned()), remark.clone()].into_iter().flatten().collect::<Vec<_>>();
         let runner = self.runner_listed.load(Ordering::Relaxed);
         let index = parts.is_some_and(|parts| parts.index.is_caught_up());
         let check = |name, ready, yes: &str, no: &str| Readiness {
@@ -158,7 +167,7 @@ impl Api {
             detail: if ready { yes } else { no }.to_owned(),
         };
         vec![
-            check("nats", nats, "connected", "not connected"),
+            check("nats", nats, &with_remark("connected").join("; "), &with_remark("not connected").join("; ")),
             check("runner", runner, "its Jobs are known", "has not shown its Jobs yet"),
             check("index", index, "caught up with the status log", "has not caught up with the status log yet"),
         ]

@@ -5,6 +5,8 @@ pub mod cli;
 pub mod conntest;
 pub mod dead;
 pub mod dumpjob;
+pub mod durability;
+pub mod listen;
 pub mod manifest;
 pub mod nats_session;
 pub mod open_runner;

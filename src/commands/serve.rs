@@ -1,25 +1,25 @@
 //! `serve`: puts everything together, and takes it apart again at the end. The only place that knows all parts.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{banner, cli::Effective, open_runner};
+use super::{banner, cli::Effective, durability, listen::listen, nats_session, open_runner};
 use crate::{
     api::{self, Api},
     call::Status,
     call_index::{Brief, CallIndex},
-    config::{HttpArgs, QueueArgs, Settings},
+    config::{QueueArgs, Settings},
     dialler::{Dialler, Starts},
     http::{self, HttpSettings},
     job::JobDefaults,
     job_watch::{self, JobStore},
     nats::{
         Names, StreamSettings,
-        connect::{self, ConnectError},
+        connect::{self, Refusal},
         streams,
     },
     queue::{
@@ -31,8 +31,7 @@ use crate::{
         undecodable,
     },
     reconcile::Reconciler,
-    retry::{self, Retry},
-    schema, shutdown,
+    retry, schema, shutdown,
     status_log::StatusLog,
 };
 
@@ -47,32 +46,33 @@ const STOPPED: &str = "asked to end before the start was complete";
 /// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.
 ///
 /// # Errors
-/// What makes it impossible to begin: the port is taken, a file cannot be read, the server is too old.
+/// What makes it impossible to begin (the port is taken, a file cannot be read, the server is too old), or NATS has refused the
+/// credentials for a minute.
 pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("signals cannot be listened to")?;
     banner::print(effective);
     let defaults = settings.job.defaults()?;
-    let listener = listen(&settings.http).await?;
+    let listeners = listen(&settings.http).await?;
     let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
-    let server = tokio::spawn(http::serve(listener, api.clone(), http_settings(), stopped));
+    let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
+    // Until the process ends: the kubelet goes on asking while calls are handed back.
+    tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
+    let refusal = Refusal::default();
+    let work = async {
+        tokio::select! {
+            started = Engine::start(&settings, defaults, &api, &closing, &refusal) => started?.run(&closing).await,
+            () = closing.cancelled() => {}
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
-        started = Engine::start(&settings, defaults, &api, &closing) => started?.run(&closing).await,
-        () = closing.cancelled() => {}
+        worked = work => worked?,
+        error = nats_session::refused_for_long(&settings, &refusal) => return Err(error),
     }
     server.await.context("the HTTP server broke down")?;
     tracing::info!("ended in order");
     Ok(())
-}
-
-async fn listen(settings: &HttpArgs) -> Result<TcpListener> {
-    let HttpArgs { host, port } = *settings;
-    let address = SocketAddr::new(host, port);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another HOST or PORT"))?;
-    tracing::info!("listening on http://{}", listener.local_addr()?);
-    Ok(listener)
 }
 
 fn http_settings() -> HttpSettings {
@@ -92,8 +92,15 @@ struct Engine {
 
 impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
-    async fn start(settings: &Settings, defaults: JobDefaults, api: &Api, closing: &CancellationToken) -> Result<Self> {
-        let (client, runner) = tokio::try_join!(connected(settings), open_runner::open(settings, &defaults))?;
+    async fn start(
+        settings: &Settings,
+        defaults: JobDefaults,
+        api: &Api,
+        closing: &CancellationToken,
+        refusal: &Refusal,
+    ) -> Result<Self> {
+        let client = nats_session::open_patiently(settings, api, refusal);
+        let (client, runner) = tokio::try_join!(client, open_runner::open(settings, &defaults))?;
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
         let prepare = || streams::ensure(&jetstream, &streams);
@@ -131,6 +138,7 @@ impl Engine {
         });
         let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
         engine.follow(api, settings.queue.status_retention);
+        engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
         engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
@@ -216,18 +224,5 @@ async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api) {
     loop {
         ticks.tick().await;
         api.set_queue_state(control::state(&jetstream, &names).await.ok());
-    }
-}
-
-/// A connection to NATS, however long it takes; only what cannot heal is an error.
-async fn connected(settings: &Settings) -> Result<Client> {
-    let nats = settings.nats.settings();
-    let mut retry = Retry::new("connect to NATS");
-    loop {
-        match connect::connect(&nats).await {
-            Ok(client) => return Ok(client),
-            Err(ConnectError::Unavailable(error)) => tokio::time::sleep(retry.failed(error.chain())).await,
-            Err(fatal) => return Err(fatal.into()),
-        }
     }
 }

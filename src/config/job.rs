@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     BadSetting,
-    values::{command, namespace_name, not_empty, secret_name, selector, truth, whole},
+    values::{command, namespace_name, not_empty, secret_name, selector, template_file, truth, whole},
 };
 use crate::job::{JobDefaults, manifest::parse_template};
 
@@ -51,7 +51,7 @@ pub struct JobArgs {
     #[arg(long, env = "JOB_HANG_UP_COMMAND", default_value = HANG_UP, global = true, value_parser = command, value_name = "COMMAND")]
     pub job_hang_up_command: HangUp,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
-    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_name = "FILE")]
+    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_parser = template_file, value_name = "FILE")]
     pub job_template_file: Option<PathBuf>,
     /// Directory of the hosts with text-to-speech models
     #[arg(long, env = "PIPER_DATA_DIR", global = true, value_name = "DIR")]

@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use self::values::{address, log_filter, not_empty, whole};
 pub use self::{
     job::{HangUp, JobArgs, Selector},
-    nats::NatsArgs,
+    nats::{MonitoringUrls, NatsArgs},
     queue::QueueArgs,
     values::at_least,
 };
@@ -74,7 +74,7 @@ pub enum RunnerKind {
     Local,
 }
 
-/// The HTTP API.
+/// The HTTP API, and the listener of probes and metrics.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
 pub struct HttpArgs {
@@ -84,6 +84,13 @@ pub struct HttpArgs {
     /// Port to listen on; 0 for a free one
     #[arg(long, env = "PORT", default_value_t = 8080, global = true, value_parser = whole(0_u16..=u16::MAX))]
     pub port: u16,
+    /// Address of the probes and metrics; by default HOST
+    #[arg(long, env = "ADMIN_HOST", global = true, value_parser = address)]
+    pub admin_host: Option<IpAddr>,
+    /// Port of the probes and metrics (/livez, /readyz, /health, /metrics), which answer there however busy the API is; 0 for a
+    /// free one
+    #[arg(long, env = "ADMIN_PORT", default_value_t = 8081, global = true, value_parser = whole(0_u16..=u16::MAX))]
+    pub admin_port: u16,
 }
 
 /// The log.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::HttpSettings;
+use super::body_budget::FREE_BYTES;
 use super::problem::{Kind, Problem};
 use crate::call::CallId;
 
@@ -36,10 +37,10 @@ pub(super) fn json_type(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Kind::UnsupportedMediaType, detail))
 }
 
-/// Reads a body; never holds more than the limit.
+/// Reads a body; never holds more than the limit, and beyond its first bytes only what the budget of all bodies has room for.
 ///
 /// # Errors
-/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+/// 413 when it is too large, 408 when it takes too long, 503 when there was no room in time, 400 when it breaks off.
 pub(super) async fn read<S, B>(settings: &HttpSettings, headers: &HeaderMap, body: S) -> Result<Bytes, Problem>
 where
     S: Stream<Item = Result<B, warp::Error>>,
@@ -55,39 +56,54 @@ where
         }
         return Err(Problem::too_large(limit));
     }
-    let whole = timeout(settings.body_timeout, collect(body.as_mut(), limit)).await.unwrap_or_else(|_| {
-        let seconds = settings.body_timeout.as_secs_f32();
-        Err(Broken::Is(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s"))))
-    });
-    match whole {
+    let share = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
+    match collect(body.as_mut(), settings, share).await {
         Ok(bytes) => Ok(bytes),
         Err(Broken::TooLarge) => {
             discard(body).await;
             Err(Problem::too_large(limit))
         }
-        Err(Broken::Is(problem)) => Err(problem),
+        Err(Broken::NoRoom) => {
+            discard(body).await;
+            Err(Problem::new(Kind::Busy, "too many large requests are being read; send this one again later"))
+        }
+        Err(Broken::TooSlow) => {
+            let seconds = settings.body_timeout.as_secs_f32();
+            Err(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s")))
+        }
+        Err(Broken::Off) => Err(Problem::new(Kind::BadRequest, "the body broke off before its end")),
     }
 }
 
 /// Why a body was not read whole.
 enum Broken {
     TooLarge,
-    Is(Problem),
+    TooSlow,
+    NoRoom,
+    Off,
 }
 
-async fn collect<S, B>(mut body: Pin<&mut S>, limit: usize) -> Result<Bytes, Broken>
+/// Puts a body together; `size` is what it takes of the budget once it is larger than what is free.
+async fn collect<S, B>(mut body: Pin<&mut S>, settings: &HttpSettings, size: usize) -> Result<Bytes, Broken>
 where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
+    let deadline = Instant::now() + settings.body_timeout;
+    let mut share = None;
     // Nearly every body comes in one piece, which then is not copied.
     let mut whole = Bytes::new();
     let mut more = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        let mut piece =
-            piece.map_err(|_| Broken::Is(Problem::new(Kind::BadRequest, "the body broke off before its end")))?;
-        if whole.len() + more.len() + piece.remaining() > limit {
+    while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| Broken::TooSlow)? {
+        let mut piece = piece.map_err(|_| Broken::Off)?;
+        let length = whole.len() + more.len() + piece.remaining();
+        if length > settings.max_body_bytes {
             return Err(Broken::TooLarge);
+        }
+        if length > FREE_BYTES && share.is_none() {
+            // Nothing is read while it waits, so what the client sends stays in the client.
+            let waits = timeout_at(deadline, settings.body_budget.share(size));
+            share = Some(waits.await.map_err(|_| Broken::NoRoom)?);
         }
         if whole.is_empty() && more.is_empty() {
             whole = piece.copy_to_bytes(piece.remaining());
@@ -96,7 +112,11 @@ where
             more.extend_from_slice(&piece.copy_to_bytes(piece.remaining()));
         }
     }
-    Ok(if more.is_empty() { whole } else { more.freeze() })
+    let whole = if more.is_empty() { whole } else { more.freeze() };
+    Ok(match share {
+        Some(share) => share.held_by(whole),
+        None => whole,
+    })
 }
 
 async fn discard<S, B>(mut body: Pin<&mut S>)
@@ -140,6 +160,7 @@ mod tests {
     use futures::stream;
     use http::HeaderValue;
 
+    use super::super::BodyBudget;
     use super::*;
 
     fn headers(given: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -207,11 +228,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endless_body_is_neither_held_nor_read_for_ever() {
+    async fn an_endless_body_is_neither_held_nor_read_endlessly() {
         let endless = stream::repeat_with(|| Ok(&[0_u8; 4096][..]));
         assert_eq!(read(&small(), &HeaderMap::new(), endless).await.unwrap_err().kind(), Kind::TooLarge);
         let stalls = pieces(&["abcdefg"]).chain(stream::pending());
         assert_eq!(read(&small(), &HeaderMap::new(), stalls).await.unwrap_err().kind(), Kind::TooLarge);
+    }
+
+    /// A body of 20 kB, more than what is free.
+    fn large() -> impl Stream<Item = Result<&'static [u8], warp::Error>> {
+        stream::iter([Ok(&[b'x'; 20_000][..])])
+    }
+
+    fn room_for_one() -> HttpSettings {
+        HttpSettings { body_budget: BodyBudget::of_bytes(30_000), ..HttpSettings::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_waits_for_its_share_and_is_503_when_there_is_none_in_time() {
+        let (settings, length) = (room_for_one(), headers(&[("content-length", "20000")]));
+        let first = read(&settings, &length, large()).await.unwrap();
+        let refused = read(&settings, &length, large()).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Busy);
+        let second = read(&settings, &length, large());
+        let (second, ()) = tokio::join!(second, async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(first);
+        });
+        assert_eq!(second.unwrap().len(), 20_000);
+    }
+
+    #[tokio::test]
+    async fn a_small_body_never_waits_and_one_without_a_length_takes_what_the_largest_would() {
+        let settings = room_for_one();
+        let held = read(&settings, &HeaderMap::new(), large()).await.unwrap();
+        assert_eq!(read(&settings, &HeaderMap::new(), pieces(&["abc"])).await.unwrap(), "abc");
+        let length = headers(&[("content-length", "20000")]);
+        let other = read(&settings, &length, large());
+        assert!(futures::FutureExt::now_or_never(other).is_none(), "waits for the first");
+        drop(held);
     }
 
     #[test]

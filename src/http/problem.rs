@@ -23,6 +23,7 @@ pub(super) enum Kind {
     UnsupportedMediaType,
     InvalidRequest,
     IdConflict,
+    Busy,
     QueueFull,
     QueueAway,
     Internal,
@@ -56,6 +57,7 @@ impl Kind {
             Kind::InvalidRequest => row(422, "invalid-request", "The request is not valid"),
             Kind::IdConflict => row(422, "id-conflict", "The id belongs to another request"),
             Kind::Internal => row(500, "internal", "The operator failed"),
+            Kind::Busy => Row { retry_after: Some(2), ..row(503, "busy", "Too many large requests at once") },
             // A full queue drains at the speed of phone calls; a lost connection is usually back at once.
             Kind::QueueFull => Row { retry_after: Some(10), ..row(503, "queue-full", "The queue is full") },
             Kind::QueueAway => Row { retry_after: Some(2), ..row(503, "queue-away", "The queue does not answer") },
@@ -221,7 +223,7 @@ mod tests {
     use super::*;
     use crate::nats::{NatsError, NatsErrorKind};
 
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 16] = [
         Kind::BadRequest,
         Kind::MalformedJson,
         Kind::CrossOrigin,
@@ -234,6 +236,7 @@ mod tests {
         Kind::UnsupportedMediaType,
         Kind::InvalidRequest,
         Kind::IdConflict,
+        Kind::Busy,
         Kind::QueueFull,
         Kind::QueueAway,
         Kind::Internal,

@@ -26,18 +26,24 @@ pub(super) fn api(
     settings: Arc<HttpSettings>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let api = Arc::new(api);
-    let plain = plain(&settings.openapi);
+    let openapi = openapi(&settings.openapi);
     let routes = call(api.clone(), settings).or(jobs(api.clone())).unify().or(job(api.clone())).unify();
-    closed(routes.or(state(api)).unify().or(plain).unify())
+    closed(routes.or(state(api)).unify().or(openapi).unify())
 }
 
-/// What needs no api.
-fn plain(
-    openapi: &serde_json::Value,
+/// Probes and metrics alone, for the admin listener; it rejects nothing.
+pub(super) fn admin(
+    api: Api,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    closed(state(Arc::new(api)))
+}
+
+/// `GET /openapi.json`.
+fn openapi(
+    document: &serde_json::Value,
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
-    let openapi = Bytes::from(openapi.to_string());
-    let openapi = read(warp::path!("openapi.json"), move || handlers::openapi(openapi.clone()));
-    read(warp::path!("livez"), handlers::live).or(openapi).unify()
+    let document = Bytes::from(document.to_string());
+    read(warp::path!("openapi.json"), move || handlers::openapi(document.clone()))
 }
 
 /// `POST /call`.
@@ -85,13 +91,14 @@ fn job(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> +
     warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /health`, `GET /readyz`, `GET /metrics`.
+/// `GET /health`, `GET /livez`, `GET /readyz`, `GET /metrics`.
 fn state(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let (of_health, of_metrics) = (api.clone(), api.clone());
     let health = read(warp::path!("health"), move || handlers::health(&of_health));
     let ready = read(warp::path!("readyz"), move || handlers::ready(&api));
     let metrics = read(warp::path!("metrics"), move || handlers::metrics(&of_metrics));
-    health.or(ready).unify().or(metrics).unify()
+    let live = read(warp::path!("livez"), handlers::live);
+    health.or(live).unify().or(ready).unify().or(metrics).unify()
 }
 
 /// A path that is only read, and has its answer at hand.
@@ -167,6 +174,19 @@ mod tests {
             assert_eq!(parts.status, 200, "{path}");
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!((&body["status"], &body["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_admin_listener_answers_probes_and_metrics_and_places_no_calls() {
+        let ask = async |method: &str, path: &str| {
+            warp::test::request().method(method).path(path).reply(&admin(Api::default())).await.status().as_u16()
+        };
+        for (path, status) in [("/livez", 200), ("/health", 200), ("/metrics", 200), ("/readyz", 503)] {
+            assert_eq!(ask("GET", path).await, status, "{path}");
+        }
+        for path in ["/call", "/jobs", "/jobs/a", "/openapi.json"] {
+            assert_eq!((ask("GET", path).await, ask("POST", path).await), (404, 404), "{path}");
         }
     }
 

@@ -3,11 +3,13 @@
 
 pub mod connect;
 pub mod error;
+pub mod monitoring;
 pub mod publish;
 pub mod streams;
 
 pub use connect::NatsSettings;
 pub use error::{NatsError, NatsErrorKind};
+pub use monitoring::MonitoringUrl;
 pub use streams::{Names, StreamSettings};
 
 use jiff::Timestamp;

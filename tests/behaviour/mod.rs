@@ -7,6 +7,7 @@ mod commands;
 mod dead_letters;
 mod end_to_end;
 mod expiry;
+mod first_words;
 mod full_queue;
 mod http;
 mod idempotency;

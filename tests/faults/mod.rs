@@ -2,6 +2,8 @@
 
 mod chaos;
 mod crash;
+mod flood;
 mod lost;
 mod outages;
+mod power_loss;
 mod streams;

@@ -107,6 +107,10 @@ async fn a_cluster_is_known_by_the_uid_of_its_namespace() {
     let (namespace, runner) = connected().await;
     let found = Api::<CoreNamespace>::all(namespace.client.clone()).get(&namespace.name).await.unwrap();
     assert_eq!(Some(&runner.place().cluster), found.metadata.uid.as_ref());
+    let address = format!("{} (context test)", ControlPlane::shared().await.url());
+    assert_eq!(runner.place().address, address);
+    let says = runner.check().await.unwrap();
+    assert!(says.starts_with("API server v1."), "{says}");
 }
 
 #[tokio::test]
