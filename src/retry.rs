@@ -62,6 +62,14 @@ where
     }
 }
 
+/// Waits, but not when `stop` is cancelled.
+pub async fn sleep(stop: &CancellationToken, wait: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn endlessly<T, E, Op, Try>(what: &str, mut op: Op) -> T
 where
     E: Error,

@@ -37,6 +37,7 @@ use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrd
 use sipstuff_operator::job_watch::Sightings;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
 use sipstuff_operator::queue::Delivery;
+use sipstuff_operator::queue::control::Pause;
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::heartbeat::Heartbeat;
 use sipstuff_operator::queue::in_flight::InFlight;
@@ -407,6 +408,7 @@ impl World {
             dead: DeadLetters::new(self.js.clone(), &self.names),
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
+            pause: Pause::never(),
             rate_limit: None,
             heartbeat: Heartbeat::new(self.bucket.clone(), patience),
             closing,

@@ -106,7 +106,14 @@ impl Api {
 
     /// How the queue was when it was looked at last; `None` while NATS does not say.
     pub fn queue_state(&self) -> Option<QueueState> {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many calls are in progress; `None` while the index has not caught up.
+    pub fn in_progress(&self) -> Option<u64> {
+        let index = self.parts.get().map(|parts| &parts.index).filter(|index| index.is_caught_up())?;
+        let active = Status::ALL.into_iter().filter(|status| status.is_active());
+        Some(active.map(|status| index.count_of(status) as u64).sum())
     }
 
     /// How many of the remembered calls are in a state.

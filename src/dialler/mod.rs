@@ -23,6 +23,7 @@ use crate::{
     nats::{NatsError, NatsErrorKind},
     queue::{
         Delivery, InFlight,
+        control::Pause,
         dead_letters::DeadLetters,
         heartbeat::Heartbeat,
         in_flight::Settlement,
@@ -63,6 +64,8 @@ pub struct Dialler {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
+    /// Whether new calls are held back.
+    pub pause: Pause,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
     /// Which clusters are there.

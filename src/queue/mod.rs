@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub mod heartbeat;
 pub mod in_flight;
 pub mod inbox;
+pub mod keeper;
 pub mod pull;
 pub mod rate_limit;
 pub mod scheduled;
@@ -13,3 +14,4 @@ pub mod undecodable;
 
 pub use in_flight::InFlight;
 pub use inbox::{Delivery, Inbox};
+pub use keeper::Keeper;

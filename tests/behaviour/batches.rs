@@ -1,4 +1,4 @@
-//! Many calls and their ways: redial, schedule, expiry, cancel, pause, pace, dead letters, a full queue, several clusters.
+//! Many calls and their ways: redial, schedule, expiry, cancel, pace, dead letters, a full queue, several clusters.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -210,26 +210,6 @@ async fn cancelling_a_running_call_deletes_its_job_and_ends_its_pod() {
         .await;
     assert_eq!(stage.node().start_count(), 1);
     stage.queue_empties().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_holds_new_calls_back_through_a_restart_and_lets_running_ones_end() {
-    let desk = Desk::set().await;
-    let operator = Operator::start(desk.options().env("SIMULATE_SECONDS", "2")).await;
-    post_call(operator.base(), &with(request("+490", "a"), json!({"id": "running"}))).await;
-    desk.events.until("the call runs", PATIENCE, |events| events.iter().any(|e| e.status == Status::Running)).await;
-    let output = desk.command(&["pause", "--for", "10m"]).await;
-    assert!(output.status.success(), "{}", text(&output));
-    post_call(operator.base(), &with(request("+491", "b"), json!({"id": "held"}))).await;
-    assert_eq!(desk.events.final_of("running", PATIENCE).await.status, Status::Succeeded);
-
-    let operator = operator.restart().await;
-    let paused = async || !get_json(operator.base(), "/health").await.json["queue"]["paused_until"].is_null();
-    eventually("/health says that it is paused", PATIENCE, paused).await;
-    assert!(get_json(operator.base(), "/metrics").await.text.contains("sipstuff_queue_paused 1"));
-    assert_eq!(desk.events.statuses_of("held"), [Status::Queued]);
-    assert!(desk.command(&["resume"]).await.status.success());
-    assert_eq!(desk.events.final_of("held", PATIENCE).await.status, Status::Succeeded);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,3 +6,4 @@ mod commands;
 mod end_to_end;
 pub(crate) mod http;
 mod idempotency;
+mod pause;

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::stream::Compression;
-use futures::StreamExt;
 use k8s_openapi::api::batch::v1::Job;
 use serde_json::json;
 use sipstuff_operator::call::{Outcome, Status};
@@ -11,7 +9,6 @@ use sipstuff_operator::call::{Outcome, Status};
 use crate::behaviour::http;
 use crate::support::operator::Runner;
 use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
-use crate::support::status::queue_is_empty;
 use crate::support::{ControlPlane, Operator, Proxy, eventually, get_json, post_call};
 
 /// Publishes calls and waits until they run.
@@ -226,34 +223,4 @@ async fn a_job_that_is_deleted_by_hand_is_a_cancelled_call() {
     assert_eq!((end.status, end.reason.as_deref(), end.outcome), (Status::Cancelled, Some("deleted"), None::<Outcome>));
     stage.queue_empties().await;
     assert_eq!(stage.node().start_count(), 4);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_updated_only_where_it_differs_and_keeps_what_somebody_else_chose() {
-    let stage = Stage::machine(0.5).await;
-    drop(stage.operator().await);
-    let mut chosen = stage.js.get_stream("SIP_STATUS").await.unwrap().cached_info().config.clone();
-    chosen.compression = Some(Compression::S2);
-    stage.js.update_stream(chosen.clone()).await.unwrap();
-    let updates = stage.client.subscribe("$JS.EVENT.ADVISORY.STREAM.UPDATED.>").await.unwrap();
-    stage.client.flush().await.unwrap();
-    drop(Operator::start(stage.options().env("QUEUE_MAX_MESSAGES", 1234)).await);
-    let seen =
-        updates.take_until(tokio::time::sleep(Duration::from_secs(1))).map(|message| message.subject.to_string());
-    assert_eq!(seen.collect::<Vec<_>>().await, ["$JS.EVENT.ADVISORY.STREAM.UPDATED.SIP_CALLS"]);
-    assert_eq!(stage.js.get_stream("SIP_STATUS").await.unwrap().cached_info().config, chosen);
-    assert_eq!(stage.js.get_stream("SIP_CALLS").await.unwrap().cached_info().config.max_messages, 1234);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn streams_that_somebody_deletes_are_made_again() {
-    let stage = Stage::machine(0.5).await;
-    let mut operator = stage.operator().await;
-    let first = running(&stage, "before", 1).await;
-    all_end_once(&stage, &first).await;
-    stage.js.delete_stream("SIP_CALLS").await.unwrap();
-    eventually("the queue is there again", PATIENCE, async || queue_is_empty(&stage.js, "SIP_CALLS").await).await;
-    let second = running(&stage, "after", 1).await;
-    all_end_once(&stage, &second).await;
-    operator.ready().await;
 }

@@ -10,6 +10,7 @@ use crate::{
     dialler::{after, redial},
     job::{Ending, ObservedJob, Phase, manifest::build},
     job_watch::{self, Facts, Follower, Sighting},
+    queue::{control::PAUSED_DELAY, in_flight::Settlement},
     retry,
     runner::RunnerError,
 };
@@ -19,9 +20,12 @@ use crate::{
 const FRESH: SignedDuration = SignedDuration::from_secs(1);
 
 impl Processing<'_> {
-    /// Claims the attempt, at its turn. While it waited for that, the call may have been cancelled or have expired: so it is
+    /// Claims the attempt, at its turn and unless dialling is paused. While it waited for that, the call may have been cancelled or have expired: so it is
     /// decided on again.
     pub(super) async fn claim(&mut self, attempt: u32) -> Next {
+        if self.dialler.pause.is_paused(now()) {
+            return Next::Settle(Settlement::Nak(Some(PAUSED_DELAY)));
+        }
         if let Some(rate_limit) = &self.dialler.rate_limit
             && !std::mem::take(&mut self.has_turn)
         {
