@@ -3,3 +3,4 @@
 mod chaos;
 mod crash;
 mod outages;
+mod streams;
