@@ -2,6 +2,9 @@
 //!
 //! The server lets exactly one of several writers append after a given sequence; the loser reads again and decides again.
 //! So no lock, election or lease is needed, and no state regresses.
+//!
+//! Nothing irrevocable rests on what a lagging replica of the stream says: the last record of a call is asked of the stream's leader,
+//! and a record that a replica does not have is asked for there again.
 
 use std::time::Duration;
 
@@ -9,15 +12,29 @@ use async_nats::{
     HeaderMap, HeaderName,
     jetstream::{
         Context,
-        message::{PublishMessage, StreamMessage},
-        stream::{DirectGetError, DirectGetErrorKind, Info, Stream},
+        consumer::{
+            DeliverPolicy,
+            pull::{Ordered, OrderedConfig},
+        },
+        message::PublishMessage,
+        stream::{Info, Stream},
     },
 };
 
+use jiff::Timestamp;
+
 use crate::{
     call::{CallName, StatusEvent},
-    nats::{Names, NatsError, NatsErrorKind, publish::send},
+    nats::{
+        Names, NatsError, NatsErrorKind, connect,
+        get::{self, Stored, Which},
+        publish::send,
+        timestamp,
+    },
 };
+
+/// For how long the leader of a stream counts as one without a word from the other servers: they answer its heartbeats, one a second.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
 /// An event as the log holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,11 +45,30 @@ pub struct Recorded {
     pub sequence: u64,
 }
 
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The event.
+    pub event: StatusEvent,
+    /// How long the record is.
+    pub bytes: usize,
+}
+
+/// How far the log has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// When the stream was made: sequences of another stream mean nothing in this one.
+    pub made_at: Timestamp,
+    /// The last sequence that was given to a record. The record may be gone.
+    pub sequence: u64,
+}
+
 /// Reads and appends.
 #[derive(Clone)]
 pub struct StatusLog {
     jetstream: Context,
     stream: Stream<()>,
+    stream_name: String,
     subject: String,
     retention: Duration,
 }
@@ -45,7 +81,8 @@ impl StatusLog {
     /// [`NatsError`] when the name is none.
     pub async fn open(jetstream: Context, names: &Names, retention: Duration) -> Result<Self, NatsError> {
         let stream = jetstream.get_stream_no_info(&names.status_stream).await.map_err(NatsError::of)?;
-        Ok(Self { jetstream, stream, subject: names.status.clone(), retention })
+        let (stream_name, subject) = (names.status_stream.clone(), names.status.clone());
+        Ok(Self { jetstream, stream, stream_name, subject, retention })
     }
 
     /// Appends an event after the record with sequence `after` on the call's subject; 0 when it is to be the first.
@@ -65,33 +102,66 @@ impl StatusLog {
         Ok(Recorded { event, sequence })
     }
 
-    /// The state of a call; `None` when the log knows nothing of it.
+    /// The state of a call, from the stream's leader; `None` when the log knows nothing of it.
     ///
     /// # Errors
-    /// [`NatsError`].
+    /// [`NatsError`]; [`NatsErrorKind::Corrupt`] when the record cannot be decoded.
     pub async fn last(&self, name: &CallName) -> Result<Option<Recorded>, NatsError> {
-        match self.stream.direct_get_last_for_subject(self.subject_of(name)).await {
-            Ok(message) => read(&message).map(Some),
-            Err(error) => absent(error),
-        }
+        let subject = self.subject_of(name);
+        let stored = self.from_leader(Which::Last { last_by_subj: &subject }).await?;
+        stored.map(|stored| Ok(Recorded { event: decode(&stored)?, sequence: stored.sequence })).transpose()
     }
 
-    /// The record with that sequence; `None` when it is no more.
+    /// The record with that sequence, from any replica that has it; `None` when the leader says that it is gone.
+    ///
+    /// # Errors
+    /// As for [`Self::last`].
+    pub async fn at(&self, sequence: u64) -> Result<Option<Record>, NatsError> {
+        let stored = match get::from_any_replica(&self.jetstream, &self.stream_name, sequence).await? {
+            Some(stored) => Some(stored),
+            None => self.from_leader(Which::At { seq: sequence }).await?,
+        };
+        stored.map(|stored| Ok(Record { event: decode(&stored)?, bytes: stored.payload.len() })).transpose()
+    }
+
+    /// The first record after that sequence, of whatever call, as it is stored; `None` when the leader has none.
     ///
     /// # Errors
     /// [`NatsError`].
-    pub async fn at(&self, sequence: u64) -> Result<Option<Recorded>, NatsError> {
-        match self.stream.direct_get(sequence).await {
-            Ok(message) => read(&message).map(Some),
-            Err(error) => absent(error),
-        }
+    pub async fn next_after(&self, sequence: u64) -> Result<Option<Stored>, NatsError> {
+        self.from_leader(Which::Next { next_by_subj: &self.all(), seq: sequence + 1 }).await
     }
 
-    /// What the server says of the stream.
+    async fn from_leader(&self, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
+        get::from_leader(&self.jetstream, &self.stream_name, which).await
+    }
+
+    /// How far the log has come, by the word of a leader that most of the stream's servers follow. One that was stalled takes itself
+    /// for the leader until it hears from them, and does not know what was recorded meanwhile.
     ///
     /// # Errors
     /// [`NatsError`].
-    pub async fn info(&self) -> Result<Info, NatsError> {
+    pub async fn head(&self) -> Result<Head, NatsError> {
+        let info = self.info().await?;
+        if !is_followed(&info) {
+            return Err(NatsError::unavailable("the leader of the status log has not heard from the other servers"));
+        }
+        let made_at = timestamp(info.created.unix_timestamp_nanos());
+        Ok(Head { made_at, sequence: info.state.last_sequence })
+    }
+
+    /// The records of the log, in order, however many there are. With a million calls, the server needs seconds to begin.
+    ///
+    /// # Errors
+    /// [`NatsError`].
+    pub async fn records(&self, from: DeliverPolicy) -> Result<Ordered, NatsError> {
+        let config = OrderedConfig { deliver_policy: from, filter_subject: self.all(), ..Default::default() };
+        let patient = connect::patient_jetstream(self.jetstream.client());
+        let consumer = patient.create_consumer_on_stream(config, self.stream_name.as_str()).await;
+        consumer.map_err(NatsError::of)?.messages().await.map_err(NatsError::of)
+    }
+
+    async fn info(&self) -> Result<Info, NatsError> {
         self.stream.get_info().await.map_err(NatsError::of)
     }
 
@@ -104,9 +174,9 @@ impl StatusLog {
         purge.map(|_| ()).map_err(NatsError::of)
     }
 
-    /// The subject under which every call has its own.
-    pub fn subject(&self) -> &str {
-        &self.subject
+    /// The subjects of all calls.
+    fn all(&self) -> String {
+        format!("{}.*", self.subject)
     }
 
     fn subject_of(&self, name: &CallName) -> String {
@@ -121,23 +191,21 @@ impl StatusLog {
     }
 }
 
-/// Decodes a message of the log.
+/// Decodes a record.
 ///
 /// # Errors
 /// [`NatsErrorKind::Corrupt`] when it is not a status event.
-fn read(message: &StreamMessage) -> Result<Recorded, NatsError> {
+fn decode(stored: &Stored) -> Result<StatusEvent, NatsError> {
     let corrupt =
-        |error| NatsError::new(NatsErrorKind::Corrupt, error).during(format!("read record {}", message.sequence));
-    let event = serde_json::from_slice(&message.payload).map_err(corrupt)?;
-    Ok(Recorded { event, sequence: message.sequence })
+        |error| NatsError::new(NatsErrorKind::Corrupt, error).during(format!("read record {}", stored.sequence));
+    serde_json::from_slice(&stored.payload).map_err(corrupt)
 }
 
-fn absent(error: DirectGetError) -> Result<Option<Recorded>, NatsError> {
-    match error.kind() {
-        DirectGetErrorKind::NotFound => Ok(None),
-        DirectGetErrorKind::ErrorResponse(status, _) if status.as_u16() == 404 => Ok(None),
-        _ => Err(NatsError::of(error)),
-    }
+/// Whether the server that answered has heard from enough of the others to be the leader still.
+fn is_followed(info: &Info) -> bool {
+    let others = info.cluster.as_ref().map_or(&[][..], |cluster| &cluster.replicas);
+    let heard = others.iter().filter(|other| other.active <= HEARD_WITHIN).count();
+    (heard + 1) * 2 > others.len() + 1
 }
 
 /// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).

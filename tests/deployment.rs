@@ -11,9 +11,9 @@ use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings
 use sipstuff_operator::runner::{Runner, RunnerError, StartError};
 
 use crate::runners::kubernetes::{SOON, end_pod, order_with_password, phase_becomes, settings};
-use crate::support::setup::{Stage, request_of};
-use crate::support::status::delete;
-use crate::support::{ControlPlane, Namespace, Operator, eventually, operator, post_call};
+use crate::support::{
+    ControlPlane, Namespace, Operator, Setup, accepted, delete, eventually, operator, request_of, with,
+};
 
 #[tokio::test]
 async fn the_rendered_manifests_are_accepted_down_to_the_last_field() {
@@ -96,25 +96,23 @@ async fn the_role_of_the_deployment_is_enough_and_reads_no_secret() {
 async fn the_operator_lives_through_calls_a_crash_and_a_cancel_with_its_own_token() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let account = deploy(&namespace, None).await;
-    let stage = Stage::in_namespace(namespace, 3.0).await;
-    let mut options = stage.options();
+    let setup = Setup::in_namespace(namespace, 3.0).await;
+    let mut options = setup.options();
     let operator::Runner::Kubernetes { kubeconfig, .. } = &mut options.runner else { panic!("a cluster") };
     *kubeconfig = account;
     let mut first = Operator::start(options.clone()).await;
-    let mut request = request_of("own-token");
-    request["sip_password"] = json!("correct-horse");
-    assert_eq!(post_call(first.base(), &request).await.status, 202);
-    stage.becomes("own-token", Status::Running).await;
+    accepted(&first, &with(request_of("own-token"), json!({"sip_password": "correct-horse"}))).await;
+    setup.becomes("own-token", Status::Running).await;
     first.kill9();
     let second = Operator::start(options.env("JOB_TTL_SECONDS", 0)).await;
-    assert_eq!(stage.end_of("own-token").await.status, Status::Succeeded);
-    stage.was_placed_once("own-token").await;
-    stage.publish(&[], request_of("cancelled").to_string()).await;
-    stage.becomes("cancelled", Status::Running).await;
+    assert_eq!(setup.end_of("own-token").await.status, Status::Succeeded);
+    setup.was_placed_once("own-token").await;
+    setup.publish(&[], request_of("cancelled").to_string()).await;
+    setup.becomes("cancelled", Status::Running).await;
     assert_eq!(delete(second.base(), "/jobs/cancelled").await.status, 202);
-    assert_eq!(stage.end_of("cancelled").await.status, Status::Cancelled);
-    stage.queue_empties().await;
-    eventually("all Jobs are removed", SOON, async || stage.jobs().await.is_empty()).await;
+    assert_eq!(setup.end_of("cancelled").await.status, Status::Cancelled);
+    setup.queue_empties().await;
+    eventually("all Jobs are removed", SOON, async || setup.jobs().await.is_empty()).await;
     assert!(!second.log().contains("forbidden"), "{}", second.log());
 }
 

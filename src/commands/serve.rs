@@ -125,16 +125,16 @@ impl Engine {
         });
         let mut engine = Self { client, jetstream, streams, keeper, dialler, handing_back, background: JoinSet::new() };
         engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
-        engine.follow(api, settings.queue.status_retention, closing);
+        engine.follow(api, &settings.queue, closing);
         engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
     /// The index follows the log, the sightings follow the runner, and the ack waits of what is in progress are extended.
-    fn follow(&mut self, api: &Api, retention: Duration, closing: &CancellationToken) {
+    fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) {
         let dialler = &self.dialler;
-        let index = CallIndex::default();
+        let index = CallIndex::new(settings.index_max_calls);
         api.open(api::Parts {
             client: self.client.clone(),
             log: dialler.log.clone(),
@@ -144,11 +144,9 @@ impl Engine {
             namespace: dialler.defaults.namespace.clone(),
         });
         let sightings = dialler.sightings.clone();
-        let stream = self.streams.names.status_stream.clone();
-        let patient = connect::patient_jetstream(self.client.clone());
         let on_change = move |brief: &Brief| wake_if_cancelling(&sightings, brief);
-        self.background.spawn(index.clone().follow(patient, dialler.log.clone(), stream, on_change));
-        self.background.spawn(index.sweep(retention));
+        self.background.spawn(index.clone().follow(dialler.log.clone(), on_change));
+        self.background.spawn(index.sweep(settings.status_retention));
         let (listed, others) = (api.clone(), dialler.clone());
         self.background.spawn(job_watch::watch_runner(
             dialler.runner.clone(),

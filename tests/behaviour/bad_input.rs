@@ -1,16 +1,16 @@
-//! What is no call: by NATS and by HTTP, by mistake and by malice. A clear answer or a dead letter with the reason, never a
-//! crash, and the good call behind it still goes through.
+//! Input that cannot be a call, by NATS and by HTTP, by mistake and by malice: it gets a clear answer, or becomes a dead letter
+//! with the reason. It never crashes the operator, and the good call behind it still goes through.
 
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
-use sipstuff_operator::call::{CallId, Status};
+use sipstuff_operator::call::{Status, validate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
-use crate::support::status::{Reply, http_client, messages_in, send};
-use crate::support::{NatsOptions, Operator, eventually};
+use crate::support::http::{Reply, http_client, send};
+use crate::support::status::messages_in;
+use crate::support::{Operator, PATIENCE, Setup, eventually, request_of, with};
 
-/// One thing that is no call.
+/// A body that cannot be a call.
 struct Bad {
     what: &'static str,
     body: Vec<u8>,
@@ -18,7 +18,7 @@ struct Bad {
     status: u16,
     /// What the reason must name.
     names: &'static str,
-    /// The id that can be made out in it.
+    /// The id that can be read in it.
     id: Option<&'static str>,
 }
 
@@ -28,9 +28,7 @@ fn bad(what: &'static str, body: impl Into<Vec<u8>>, status: u16, names: &'stati
 
 /// A request with an id in which some fields are wrong.
 fn wrong(id: &'static str, fields: Value, names: &'static str) -> Bad {
-    let mut request = request_of(id);
-    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    Bad { what: id, body: request.to_string().into(), status: 422, names, id: Some(id) }
+    Bad { what: id, body: with(request_of(id), fields).to_string().into(), status: 422, names, id: Some(id) }
 }
 
 fn everything_bad() -> Vec<Bad> {
@@ -84,126 +82,136 @@ async fn post(base: &str, body: Vec<u8>) -> Reply {
     send(http_client().post(format!("{base}/call")).header(CONTENT_TYPE, "application/json").body(body)).await
 }
 
-/// The reasons of all dead letters, oldest first, with their payloads.
-async fn dead_letters(stage: &Stage) -> Vec<(String, Vec<u8>)> {
-    let stream = stage.js.get_stream("SIP_DEAD").await.unwrap();
-    let mut letters = Vec::new();
-    for sequence in 1..=stream.cached_info().state.last_sequence {
-        let letter = stream.get_raw_message(sequence).await.unwrap();
-        letters.push((letter.headers.get("Sip-Dead-Reason").unwrap().to_string(), letter.payload.to_vec()));
-    }
-    letters
-}
-
 /// Asserts that nothing is stuck: a good call goes through, and the queue is empty after it.
-async fn a_good_call_goes_through(stage: &Stage, operator: &mut Operator, id: &str) {
-    stage.publish(&[], request_of(id).to_string()).await;
-    assert_eq!(stage.end_of(id).await.status, Status::Succeeded);
-    stage.queue_empties().await;
+async fn a_good_call_goes_through(setup: &Setup, operator: &mut Operator, id: &str) {
+    setup.publish(&[], request_of(id).to_string()).await;
+    assert_eq!(setup.end_of(id).await.status, Status::Succeeded);
+    setup.queue_empties().await;
     assert!(operator.ended().is_none(), "the operator has ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_call_becomes_a_dead_letter_with_its_reason() {
-    let stage = Stage::machine(0.1).await;
-    let mut operator = stage.operator().await;
+async fn input_that_cannot_be_a_call_becomes_a_dead_letter_with_the_reason() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
     let all = everything_bad();
     for bad in &all {
-        stage.publish(&[], bad.body.clone()).await;
+        setup.publish(&[], bad.body.clone()).await;
     }
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
 
-    let letters = dead_letters(&stage).await;
+    let letters = setup.dead_letters().await;
     assert_eq!(letters.len(), all.len());
     for bad in &all {
         let (reason, _) =
             letters.iter().find(|(_, payload)| *payload == bad.body).unwrap_or_else(|| panic!("{}", bad.what));
         assert!(reason.contains(bad.names), "{}: {reason}", bad.what);
         if let Some(id) = bad.id {
-            let state = stage.state(id).await.unwrap_or_else(|| panic!("{id} is not known"));
+            let state = setup.state(id).await.unwrap_or_else(|| panic!("{id} is not known"));
             assert_eq!((state.status, state.is_final), (Status::Rejected, true));
             assert!(state.reason.is_some_and(|reason| reason.contains(bad.names)), "{id}");
         }
     }
-    let rejected = stage.events.finals().into_iter().filter(|event| event.status == Status::Rejected).count();
+    let rejected = setup.events.finals().into_iter().filter(|event| event.status == Status::Rejected).count();
     assert_eq!(rejected, all.iter().filter(|bad| bad.id.is_some()).count());
-    assert_eq!(stage.jobs().await.len(), 1);
+    assert_eq!(setup.jobs().await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_call_is_refused_by_http_with_everything_that_is_wrong() {
-    let stage = Stage::machine(0.1).await;
-    let mut operator = stage.operator().await;
+async fn input_that_cannot_be_a_call_is_refused_by_http_with_everything_that_is_wrong() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
     for bad in everything_bad() {
         let reply = post(operator.base(), bad.body).await;
         assert_eq!(reply.status, bad.status, "{}: {reply:?}", bad.what);
         assert_eq!(reply.headers["content-type"], "application/problem+json", "{}", bad.what);
         assert!(reply.text.contains(bad.names), "{}: {reply:?}", bad.what);
     }
+    assert_eq!(messages_in(&setup.js, "SIP_STATUS").await, 0, "what is refused leaves nothing behind");
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    assert_eq!(messages_in(&setup.js, "SIP_DEAD").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_a_megabyte_is_refused_by_http_and_leaves_nothing_behind() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
     let megabyte = json!({"dest": "1", "text": "x".repeat(1_000_000)}).to_string();
     assert_eq!(post(operator.base(), megabyte.into()).await.status, 413);
-    assert_eq!(messages_in(&stage.js, "SIP_STATUS").await, 0, "what is refused leaves nothing behind");
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
-    assert_eq!(messages_in(&stage.js, "SIP_DEAD").await, 0);
+    assert_eq!(messages_in(&setup.js, "SIP_STATUS").await, 0, "what is refused leaves nothing behind");
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_as_large_as_the_server_takes_is_put_aside_too() {
-    let stage = Stage::machine(0.1).await;
-    let mut operator = stage.operator().await;
-    stage.publish(&[], vec![b'x'; 1024 * 1024]).await;
+async fn a_message_as_large_as_the_server_takes_becomes_a_dead_letter() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
+    setup.publish(&[], vec![b'x'; 1024 * 1024]).await;
     let text = "x".repeat(1_000_000);
-    stage.publish(&[], json!({"id": "megabyte", "dest": "1", "text": text}).to_string()).await;
+    setup.publish(&[], json!({"id": "megabyte", "dest": "1", "text": text}).to_string()).await;
     // The server takes 64 KiB of headers.
     let header = "h".repeat(65_000);
-    stage.publish(&[("X-Large", &header)], vec![b'x'; 900_000]).await;
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
-    assert_eq!(messages_in(&stage.js, "SIP_DEAD").await, 3);
-    assert_eq!(stage.state("megabyte").await.map(|event| event.status), Some(Status::Rejected));
+    setup.publish(&[("X-Large", &header)], vec![b'x'; 900_000]).await;
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    assert_eq!(messages_in(&setup.js, "SIP_DEAD").await, 3);
+    assert_eq!(setup.state("megabyte").await.map(|event| event.status), Some(Status::Rejected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_that_make_no_sense_are_no_harm() {
-    let stage = Stage::machine(0.1).await;
-    let mut operator = stage.operator().await;
-    let nameless = |text: &str| json!({"dest": "1", "text": text}).to_string();
-    let huge = "x".repeat(60_000);
-    // An id that is none: which call it is cannot be said.
-    for id in [huge.as_str(), "tab\there", &"ä".repeat(65)] {
-        stage.publish(&[("Nats-Msg-Id", id)], nameless("bad id")).await;
-        stage.publish(&[("Sip-Call-Id", id)], nameless("bad id")).await;
+async fn a_message_whose_id_in_a_header_is_not_valid_becomes_a_dead_letter() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
+    let nameless = json!({"dest": "1", "text": "bad id"}).to_string();
+    for id in ["x".repeat(60_000).as_str(), "tab\there", &"ä".repeat(65)] {
+        setup.publish(&[("Nats-Msg-Id", id)], nameless.clone()).await;
+        setup.publish(&[("Sip-Call-Id", id)], nameless.clone()).await;
     }
-    // The body's own id goes first.
-    stage.publish(&[("Sip-Call-Id", &huge)], request_of("own").to_string()).await;
-    // What only we are to write, written by others.
-    let forged = [
-        ("Sip-Attempt", "4294967295"),
-        ("Sip-Attempt", "-1"),
-        ("Sip-Attempt", "7"),
-        ("Sip-Queued-At", "yesterday"),
-        ("Sip-Queued-At", "9999-12-31T23:59:59Z"),
-        ("Sip-Queued-At", "-009999-01-01T00:00:00Z"),
-        ("Nats-TTL", "1h"),
-        ("traceparent", "\u{1}\u{2}"),
-    ];
-    for (n, (name, value)) in forged.iter().enumerate() {
-        stage.publish(&[(name, value)], request_of(&format!("forged-{n}")).to_string()).await;
-    }
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
-    assert_eq!(stage.end_of("own").await.status, Status::Succeeded);
-    for (n, header) in forged.iter().enumerate() {
-        assert_eq!(stage.end_of(&format!("forged-{n}")).await.status, Status::Succeeded, "{header:?}");
-        assert_eq!(stage.calls_with(&format!("forged-{n}")), 1);
-    }
-    for (reason, _) in dead_letters(&stage).await {
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    for (reason, _) in setup.dead_letters().await {
         assert!(reason.contains("Nats-Msg-Id") || reason.contains("Sip-Call-Id"), "{reason}");
     }
-    assert_eq!((messages_in(&stage.js, "SIP_DEAD").await, stage.calls_with("bad id")), (6, 0));
+    assert_eq!((messages_in(&setup.js, "SIP_DEAD").await, setup.calls_with("bad id")), (6, 0));
 }
 
-/// Publishes what no client library would: the header block is sent as it is.
-async fn publish_raw(stage: &Stage, headers: &[u8], body: &[u8]) {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", stage.nats.port())).await.unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_in_the_body_wins_over_one_in_a_header_that_is_not_valid() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
+    setup.publish(&[("Sip-Call-Id", &"x".repeat(60_000))], request_of("own").to_string()).await;
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    assert_eq!(setup.end_of("own").await.status, Status::Succeeded);
+}
+
+/// Headers that only the operator itself sets, or that mean nothing, as somebody else may set them.
+const FORGED: [(&str, &str); 8] = [
+    ("Sip-Attempt", "4294967295"),
+    ("Sip-Attempt", "-1"),
+    ("Sip-Attempt", "7"),
+    ("Sip-Queued-At", "yesterday"),
+    ("Sip-Queued-At", "9999-12-31T23:59:59Z"),
+    ("Sip-Queued-At", "-009999-01-01T00:00:00Z"),
+    ("Nats-TTL", "1h"),
+    ("traceparent", "\u{1}\u{2}"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_header_does_not_keep_a_call_from_being_placed_once() {
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
+    for (n, (name, value)) in FORGED.iter().enumerate() {
+        setup.publish(&[(name, value)], request_of(&format!("forged-{n}")).to_string()).await;
+    }
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    for (n, header) in FORGED.iter().enumerate() {
+        assert_eq!(setup.end_of(&format!("forged-{n}")).await.status, Status::Succeeded, "{header:?}");
+        assert_eq!(setup.calls_with(&format!("forged-{n}")), 1);
+    }
+    assert_eq!(messages_in(&setup.js, "SIP_DEAD").await, 0);
+}
+
+/// Publishes a header block as it is, which no client library would do.
+async fn publish_raw(setup: &Setup, headers: &[u8], body: &[u8]) {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", setup.nats.port())).await.unwrap();
     let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
     bytes.extend(format!("HPUB sip.calls {} {}\r\n", headers.len(), headers.len() + body.len()).bytes());
     bytes.extend([headers, body, b"\r\nPING\r\n"].concat());
@@ -216,8 +224,8 @@ async fn publish_raw(stage: &Stage, headers: &[u8], body: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
-    let stage = Stage::machine(0.1).await;
-    let mut operator = stage.operator().await;
+    let setup = Setup::local(0.1).await;
+    let mut operator = setup.operator().await;
     let blocks: [&[u8]; 5] = [
         b"NATS/1.0\r\nX-Bytes: \xff\xfe\r\n\r\n",
         b"NATS/1.0\r\nno colon\r\n\r\n",
@@ -226,22 +234,22 @@ async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
         b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
     ];
     for (n, block) in blocks.iter().enumerate() {
-        publish_raw(&stage, block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
+        publish_raw(&setup, block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
     }
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
-    let letters = dead_letters(&stage).await;
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
+    let letters = setup.dead_letters().await;
     assert!(letters.iter().all(|(reason, _)| reason.contains("headers: cannot be read")), "{letters:?}");
-    // What can be made out of the others is the library's affair; each ends, one way or the other.
+    // How much of the others can be read is up to the library; each has an end.
     for n in 0..blocks.len() {
-        let state = stage.end_of(&format!("raw-{n}")).await;
+        let state = setup.end_of(&format!("raw-{n}")).await;
         assert!(state.status == Status::Rejected || n > 2 && state.status == Status::Succeeded, "{n}: {state:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_random_messages_do_not_stop_the_queue() {
-    let stage = Stage::machine(0.0).await;
-    let mut operator = stage.operator().await;
+    let setup = Setup::local(0.0).await;
+    let mut operator = setup.operator().await;
     // Random bytes, and requests with random damage; the same ones every time.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = |below: usize| {
@@ -272,15 +280,15 @@ async fn hundreds_of_random_messages_do_not_stop_the_queue() {
     for body in &bodies {
         let answer = post(operator.base(), body.clone()).await.status.as_u16();
         assert!([202, 400, 422].contains(&answer), "{answer}: {}", String::from_utf8_lossy(body));
-        stage.publish(&[], body.clone()).await;
+        setup.publish(&[], body.clone()).await;
     }
-    a_good_call_goes_through(&stage, &mut operator, "good").await;
+    a_good_call_goes_through(&setup, &mut operator, "good").await;
     // Every message is accounted for: a call that has ended, or a dead letter.
-    let good = bodies.iter().filter(|body| sipstuff_operator::call::validate::parse(body).is_ok()).count();
-    assert_eq!(dead_letters(&stage).await.len(), bodies.len() - good);
+    let good = bodies.iter().filter(|body| validate::parse(body).is_ok()).count();
+    assert_eq!(setup.dead_letters().await.len(), bodies.len() - good);
     assert!(good > 0 && good < bodies.len(), "{good} good ones");
     eventually("every call has ended", PATIENCE, async || {
-        stage.events.finals().iter().filter(|event| event.status != Status::Rejected).count() == 2 * good + 1
+        setup.events.finals().iter().filter(|event| event.status != Status::Rejected).count() == 2 * good + 1
     })
     .await;
 }

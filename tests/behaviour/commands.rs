@@ -1,57 +1,74 @@
-//! The commands as a person runs them: what they print, how they exit, what they never show.
+//! The commands as a person runs them: what they print, and how they exit.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::path::Path;
 
-use k8s_openapi::api::batch::v1::Job;
 use serde_json::Value;
 
 use crate::runners::manifests;
-use crate::support::operator::BINARY;
+use crate::support::cli::{Finished, run};
+use crate::support::operator::Runner;
 use crate::support::process::Scratch;
-use crate::support::setup::{Stage, name_of};
-use crate::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions};
+use crate::support::{ControlPlane, Namespace, NatsServer, Operator, PATIENCE, Setup, eventually, name_of};
 
-/// Runs the program with nothing of the test's own environment.
-async fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let home = Scratch::new("home");
-    let mut command = tokio::process::Command::new(BINARY);
-    command.args(args).env_clear().env("HOME", home.path()).current_dir(home.path());
-    command.env("RUST_LOG", "warn").envs(env.iter().copied()).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(30), command.output()).await;
-    let Output { status, stdout, stderr } = output.expect("it ends by itself").expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code(), text(stdout), text(stderr))
+/// A nats-server and a namespace, and the variables that point to them.
+struct Servers {
+    nats: NatsServer,
+    namespace: Namespace,
+}
+
+impl Servers {
+    async fn start() -> Self {
+        Self { nats: NatsServer::start().await, namespace: ControlPlane::shared().await.namespace().await }
+    }
+
+    /// `conntest` with these variables on top.
+    async fn conntest(&self, env: &[(&str, &str)]) -> Finished {
+        let url = self.nats.url();
+        let mut all = vec![("NATS_URL", &*url)];
+        all.extend(in_namespace(&self.namespace));
+        all.extend(env);
+        run(&["conntest"], &all).await
+    }
 }
 
 #[tokio::test]
-async fn conntest_names_server_version_and_context_and_exits_0_or_1() {
+async fn conntest_names_server_version_and_context_and_exits_0() {
+    let servers = Servers::start().await;
+    let done = servers.conntest(&[]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let url = servers.nats.url();
+    let address = url.strip_prefix("nats://").unwrap();
+    for part in ["nats-server 2.", address, "kubernetes v1.", "127.0.0.1", "context test", &servers.namespace.name] {
+        assert!(done.stdout.contains(part), "{part} in {}", done.stdout);
+    }
+}
+
+#[tokio::test]
+async fn conntest_names_the_local_runner_and_exits_0() {
     let nats = NatsServer::start().await;
-    let namespace = ControlPlane::shared().await.namespace().await;
-    let kubeconfig = namespace.kubeconfig.to_str().unwrap();
     let scratch = Scratch::new("state");
     let (url, state) = (nats.url(), scratch.join("state"));
-    let cluster = [("NATS_URL", &*url), ("KUBECONFIG", kubeconfig), ("JOB_NAMESPACE", &*namespace.name)];
-    let (code, out, err) = run(&["conntest"], &cluster).await;
-    assert_eq!(code, Some(0), "{out}{err}");
-    let address = url.strip_prefix("nats://").unwrap();
-    for part in ["nats-server 2.", address, "kubernetes v1.", "127.0.0.1", "context test", &namespace.name] {
-        assert!(out.contains(part), "{part} in {out}");
-    }
     let local = [("NATS_URL", &*url), ("RUNNER", "local"), ("STATE_DIR", state.to_str().unwrap())];
-    let (code, out, _) = run(&["conntest"], &local).await;
-    assert!(code == Some(0) && out.contains("local"), "{out}");
+    let done = run(&["conntest"], &local).await;
+    assert!(done.code == Some(0) && done.stdout.contains("local"), "{done:?}");
+}
 
-    let away = [("NATS_URL", "nats://ann:s3cret@127.0.0.1:1"), cluster[1], cluster[2]];
-    let (code, out, err) = run(&["conntest"], &away).await;
-    assert_eq!(code, Some(1), "{out}{err}");
-    assert!(out.lines().any(|line| line.starts_with("FAILED") && line.contains("127.0.0.1:1")), "{out}");
-    assert!(out.lines().any(|line| line.starts_with("ok") && line.contains("kubernetes")), "{out}");
-    assert!(!(out + &err).contains("s3cret"));
-    let nowhere = [cluster[0], cluster[1], ("JOB_NAMESPACE", "nowhere")];
-    let (code, out, err) = run(&["conntest"], &nowhere).await;
-    assert!(code == Some(1) && out.contains("nowhere"), "{out}{err}");
+#[tokio::test]
+async fn conntest_says_which_server_does_not_answer_without_the_password_and_exits_1() {
+    let servers = Servers::start().await;
+    let done = servers.conntest(&[("NATS_URL", "nats://ann:s3cret@127.0.0.1:1")]).await;
+    assert_eq!(done.code, Some(1), "{done:?}");
+    let mut lines = done.stdout.lines();
+    assert!(lines.any(|line| line.starts_with("FAILED") && line.contains("127.0.0.1:1")), "{done:?}");
+    let mut lines = done.stdout.lines();
+    assert!(lines.any(|line| line.starts_with("ok") && line.contains("kubernetes")), "{done:?}");
+    assert!(!done.text().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn conntest_names_a_namespace_that_does_not_exist_and_exits_1() {
+    let done = Servers::start().await.conntest(&[("JOB_NAMESPACE", "nowhere")]).await;
+    assert!(done.code == Some(1) && done.stdout.contains("nowhere"), "{done:?}");
 }
 
 /// `dumpjob` of a golden case, run with its configuration as a person would have it in the environment.
@@ -78,9 +95,9 @@ async fn dump(path: &Path, namespace: &str, folder: &Scratch, json: bool) -> Str
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (&**name, &**value)).collect();
     let request = case["request"].to_string();
     let args = ["dumpjob", "--data", &request, "--json"];
-    let (code, out, err) = run(&args[..if json { 4 } else { 3 }], &env).await;
-    assert_eq!(code, Some(0), "{}: {err}", path.display());
-    out
+    let done = run(&args[..if json { 4 } else { 3 }], &env).await;
+    assert_eq!(done.code, Some(0), "{}: {done:?}", path.display());
+    done.stdout
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,34 +121,41 @@ async fn what_dumpjob_prints_is_taken_by_a_cluster_for_every_golden_request() {
     }
 }
 
+/// The variables that point to a namespace.
+fn in_namespace(namespace: &Namespace) -> [(&'static str, &str); 2] {
+    [("KUBECONFIG", namespace.kubeconfig.to_str().unwrap()), ("JOB_NAMESPACE", &*namespace.name)]
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn startjob_starts_a_job_that_runs_and_removes_itself() {
-    let stage = Stage::cluster(0.3).await;
-    let namespace = stage.namespace();
-    let env = [
-        ("KUBECONFIG", namespace.kubeconfig.to_str().unwrap()),
-        ("JOB_NAMESPACE", &*namespace.name),
-        ("JOB_TTL_SECONDS", "0"),
-    ];
+async fn startjob_starts_a_job_without_nats_that_runs_and_removes_itself() {
+    let setup = Setup::kubernetes(0.3).await;
+    let namespace = setup.namespace();
+    let [kubeconfig, name] = in_namespace(namespace);
+    let env = [kubeconfig, name, ("JOB_TTL_SECONDS", "0")];
     let args = ["startjob", "--id", "by hand", "--dest", "100", "--text", "hello", "--sip-password", "hunter2"];
-    let (code, out, err) = run(&args, &env).await;
-    assert_eq!(
-        (code, out),
-        (Some(0), format!("Job {} started in namespace {}\n", name_of("by hand"), namespace.name)),
-        "{err}"
-    );
-    crate::support::eventually(
-        "the call is placed, and the Job removes itself",
-        crate::support::setup::PATIENCE,
-        async || stage.calls_with("hello") == 1 && stage.jobs().await.is_empty(),
-    )
+    let done = run(&args, &env).await;
+    let started = format!("Job {} started in namespace {}\n", name_of("by hand"), namespace.name);
+    assert_eq!((done.code, &done.stdout), (Some(0), &started), "{}", done.stderr);
+    eventually("the call is placed, and the Job removes itself", PATIENCE, async || {
+        setup.calls_with("hello") == 1 && setup.jobs().await.is_empty()
+    })
     .await;
-    assert_eq!(stage.node().starts()[0].env["SIP_PASSWORD"], "hunter2");
-    // None of this needs NATS; without a request nothing rings.
-    let (code, _, err) = run(&["startjob"], &env).await;
-    assert!(code == Some(1) && err.contains("--dest"), "{code:?} {err}");
-    let (code, _, err) = run(&["startjob", "--dest", "1", "--sip-password", "hunter2"], &env).await;
-    assert!(code == Some(2) && err.contains("text") && !err.contains("hunter2"), "{code:?} {err}");
+    assert_eq!(setup.node().starts()[0].env["SIP_PASSWORD"], "hunter2");
+}
+
+#[tokio::test]
+async fn startjob_without_a_request_says_how_to_give_one() {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let done = run(&["startjob"], &in_namespace(&namespace)).await;
+    assert!(done.code == Some(1) && done.stderr.contains("--dest"), "{done:?}");
+}
+
+#[tokio::test]
+async fn startjob_with_half_a_request_names_what_is_missing_and_no_password() {
+    let namespace = ControlPlane::shared().await.namespace().await;
+    let args = ["startjob", "--dest", "1", "--sip-password", "hunter2"];
+    let done = run(&args, &in_namespace(&namespace)).await;
+    assert!(done.code == Some(2) && done.stderr.contains("text") && !done.stderr.contains("hunter2"), "{done:?}");
 }
 
 #[tokio::test]
@@ -158,19 +182,33 @@ async fn a_bad_setting_names_variable_value_and_what_is_accepted_and_exits_2() {
         ("LOG_FORMAT", "xml", "json"),
     ];
     for (variable, value, accepted) in table {
-        let (code, out, err) = run(&["dumpjob"], &[(variable, value)]).await;
-        assert_eq!((code, &*out), (Some(2), ""), "{variable}={value}: {err}");
-        assert!(err.contains(&format!("{variable}={value}")) && err.contains(accepted), "{variable}={value}: {err}");
+        let done = run(&["dumpjob"], &[(variable, value)]).await;
+        assert_eq!((done.code, &*done.stdout), (Some(2), ""), "{variable}={value}: {done:?}");
+        let names_both = done.stderr.contains(&format!("{variable}={value}")) && done.stderr.contains(accepted);
+        assert!(names_both, "{variable}={value}: {done:?}");
     }
-    let (code, _, err) = run(&["dumpjob"], &[("JOB_TEMPLATE_FILE", "/nowhere.yaml")]).await;
-    assert!(code == Some(2) && err.contains("JOB_TEMPLATE_FILE") && err.contains("/nowhere.yaml"), "{code:?} {err}");
-    let (code, _, err) = run(&["dumpjob", "--port", "x"], &[]).await;
-    assert!(code == Some(2) && err.contains("--port") && err.contains('x'), "{err}");
-    assert_eq!(run(&["no-such-command"], &[]).await.0, Some(2));
 }
 
 #[tokio::test]
-async fn an_empty_variable_is_as_good_as_none() {
+async fn a_template_that_cannot_be_read_is_named_with_its_variable_and_exits_2() {
+    let done = run(&["dumpjob"], &[("JOB_TEMPLATE_FILE", "/nowhere.yaml")]).await;
+    assert_eq!(done.code, Some(2), "{done:?}");
+    assert!(done.stderr.contains("JOB_TEMPLATE_FILE") && done.stderr.contains("/nowhere.yaml"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_bad_flag_is_named_with_its_value_and_exits_2() {
+    let done = run(&["dumpjob", "--port", "x"], &[]).await;
+    assert!(done.code == Some(2) && done.stderr.contains("--port") && done.stderr.contains('x'), "{done:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_command_exits_2() {
+    assert_eq!(run(&["no-such-command"], &[]).await.code, Some(2));
+}
+
+#[tokio::test]
+async fn an_empty_variable_counts_as_unset() {
     let names = [
         "MAX_ACTIVE_CALLS",
         "RUN_AS_USER",
@@ -181,64 +219,36 @@ async fn an_empty_variable_is_as_good_as_none() {
         "RUST_LOG",
     ];
     let none: Vec<(&str, &str)> = names.iter().map(|name| (*name, "")).collect();
-    let (code, with_empty, err) = run(&["dumpjob"], &none).await;
-    assert_eq!(code, Some(0), "{err}");
-    assert_eq!(with_empty, run(&["dumpjob"], &[]).await.1);
-}
-
-#[tokio::test]
-async fn no_password_of_the_settings_is_ever_printed() {
-    const SECRET: &str = "hunter2-hunter2";
-    let nats = NatsServer::start().await;
-    let scratch = Scratch::new("state");
-    let url = format!("nats://ann:{SECRET}@127.0.0.1:{}", nats.port());
-    let options = OperatorOptions::local(&nats, &scratch.join("state")).nats_url(url.clone());
-    let options = options.env("NATS_USER", "ann").env("NATS_PASSWORD", SECRET).env("NATS_TOKEN", SECRET);
-    let mut operator = Operator::start(options.env("RUST_LOG", "trace")).await;
-    operator.terminate(Duration::from_secs(10)).await;
-    let mut all = operator.log();
-    assert!(all.contains("NATS_URL") && all.contains("(set)"), "the banner tells what is set: {all}");
-    let env = [("NATS_URL", &*url), ("NATS_PASSWORD", SECRET), ("NATS_TOKEN", SECRET)];
-    for args in [&["--help"][..], &["serve", "--help"], &["conntest"], &["settings"], &["dumpjob", "--port", "x"]] {
-        let (_, out, err) = run(args, &env).await;
-        all += &(out + &err);
-    }
-    // Wrong in itself, and so part of an error.
-    let (_, out, err) =
-        run(&["conntest"], &[("NATS_URL", "nats://ann:hunter2-hunter2@no such host:x"), ("RUNNER", "local")]).await;
-    all += &(out + &err);
-    let at = all.find(SECRET);
-    assert_eq!(at.map(|at| &all[at.saturating_sub(200)..at]), None);
+    let done = run(&["dumpjob"], &none).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(done.stdout, run(&["dumpjob"], &[]).await.stdout);
 }
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_named_and_exits_1() {
-    let nats = NatsServer::start().await;
-    let scratch = Scratch::new("state");
+    let setup = Setup::local(0.0).await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let options = OperatorOptions::local(&nats, &scratch.join("state")).env("PORT", port);
-    let (status, log) = Operator::run_to_end(options).await;
+    let (status, log) = Operator::run_to_end(setup.options().env("PORT", port)).await;
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains(&format!("127.0.0.1:{port}")) && log.contains("PORT") && log.contains("in use"), "{log}");
 }
 
 #[tokio::test]
 async fn a_state_directory_that_another_operator_has_is_named_and_exits_1() {
-    let nats = NatsServer::start().await;
-    let scratch = Scratch::new("state");
-    let options = OperatorOptions::local(&nats, &scratch.join("state"));
-    let _first = Operator::start(options.clone()).await;
-    let (status, log) = Operator::run_to_end(options).await;
+    let setup = Setup::local(0.0).await;
+    let _first = setup.operator().await;
+    let (status, log) = Operator::run_to_end(setup.options()).await;
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains(scratch.join("state").to_str().unwrap()), "{log}");
+    let Runner::Local { state_dir, .. } = setup.options().runner else { panic!("a local runner") };
+    assert!(log.contains(state_dir.to_str().unwrap()), "{log}");
 }
 
 #[tokio::test]
 async fn without_a_cluster_the_runner_must_be_named() {
     for command in ["serve", "conntest"] {
-        let (code, out, err) = run(&[command], &[("PORT", "0"), ("NATS_URL", "nats://127.0.0.1:1")]).await;
-        assert_eq!(code, Some(1), "{out}{err}");
-        assert!(err.contains("RUNNER=kubernetes") && err.contains("RUNNER=local"), "{err}");
+        let done = run(&[command], &[("PORT", "0"), ("NATS_URL", "nats://127.0.0.1:1")]).await;
+        assert_eq!(done.code, Some(1), "{done:?}");
+        assert!(done.stderr.contains("RUNNER=kubernetes") && done.stderr.contains("RUNNER=local"), "{done:?}");
     }
 }

@@ -1,9 +1,19 @@
 //! What the operator does for those who use it, one file per behaviour, each against a real nats-server.
 
 mod bad_input;
-mod batches;
+mod cancel;
+mod clusters;
 mod commands;
+mod dead_letters;
 mod end_to_end;
-pub(crate) mod http;
+mod expiry;
+mod full_queue;
+mod http;
 mod idempotency;
+mod logging;
 mod pause;
+mod rate_limit;
+mod redial;
+mod schedule;
+mod secrets;
+mod status_events;

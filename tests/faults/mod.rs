@@ -2,5 +2,5 @@
 
 mod chaos;
 mod crash;
-mod lost_streams;
 mod outages;
+mod streams;

@@ -1,23 +1,31 @@
-//! What the stories stand on: real servers, started on free ports and gone when their handle is.
+//! What the tests run on: real servers, started on free ports and stopped when their handle is dropped.
 //!
 //! | module | what |
 //! |---|---|
+//! | [`setup`] | the fixture of most tests: a queue, a place where calls run, a listener |
 //! | [`nats`] | a nats-server with JetStream, which can be killed and started again |
 //! | [`control_plane`] | etcd, kube-apiserver and kube-controller-manager; a namespace for each test |
 //! | [`node`] | stands in for the kubelet: runs the pods of a namespace as processes |
 //! | [`operator`] | the operator's own binary, as a process |
-//! | [`status`] | what the world hears: status events; and HTTP |
+//! | [`cli`] | its other commands |
+//! | [`requests`] | call requests |
+//! | [`status`] | status events, the status log, what a stream holds |
+//! | [`http`] | HTTP as a client uses it |
 //! | [`proxy`] | a network that can be cut, stalled and slowed |
-//! | [`process`] | what they all share: processes that die with the test process |
+//! | [`process`] | processes that die with the test process |
 //! | `unconfigured` | what every Job has in common when nothing is configured |
 //! | [`wait`] | waiting for a condition, never for a time |
+//! | `tests` | tests of all these |
 
+pub mod cli;
 pub mod control_plane;
+pub mod http;
 pub mod nats;
 pub mod node;
 pub mod operator;
 pub mod process;
 pub mod proxy;
+pub mod requests;
 pub mod setup;
 pub mod status;
 #[cfg(test)]
@@ -29,11 +37,14 @@ pub mod wait;
 // `unconfigured` has it from here.
 use sipstuff_operator::job::JobDefaults;
 
+pub use self::http::{delete, get_json, post_call};
 pub use control_plane::{ControlPlane, Namespace};
 pub use nats::{NatsOptions, NatsServer};
 pub use node::{NodeOptions, TestNode};
 pub use operator::{Operator, OperatorOptions};
 pub use proxy::Proxy;
-pub use status::{StatusListener, get_json, post_call, request};
+pub use requests::{in_seconds, name_of, request, request_of, with};
+pub use setup::{PATIENCE, Setup, accepted};
+pub use status::StatusListener;
 pub(crate) use unconfigured::defaults as job_defaults;
 pub use wait::{eventually, eventually_some};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::control_plane::Namespace;
+use super::http::http_client;
 use super::nats::NatsServer;
 use super::process::{Process, Scratch};
-use super::status::http_client;
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sipstuff-operator");

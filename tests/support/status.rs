@@ -1,13 +1,10 @@
-//! What the world hears and asks: status events as any NATS client gets them, the status log, the queue's state, and HTTP.
+//! What a NATS client can see: status events as they are published, the status log, how much a stream holds.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::jetstream::{self, consumer};
 use futures::StreamExt;
-use reqwest::StatusCode;
-use reqwest::header::HeaderMap;
-use serde_json::{Value, json};
 use sipstuff_operator::call::{Status, StatusEvent};
 use tokio::sync::watch;
 
@@ -174,67 +171,4 @@ pub async fn messages_in(js: &jetstream::Context, stream: &str) -> u64 {
 /// Whether a stream is there and holds nothing.
 pub async fn queue_is_empty(js: &jetstream::Context, stream: &str) -> bool {
     js.get_stream(stream).await.is_ok_and(|stream| stream.cached_info().state.messages == 0)
-}
-
-/// A small valid request.
-pub fn request(dest: &str, text: &str) -> Value {
-    json!({"dest": dest, "text": text})
-}
-
-/// An HTTP answer, read to its end.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    /// The status code.
-    pub status: StatusCode,
-    /// The headers.
-    pub headers: HeaderMap,
-    /// The body as text.
-    pub text: String,
-    /// The body as JSON; null when it is none.
-    pub json: Value,
-}
-
-/// An HTTP client for one test: connections belong to the runtime that they are made in.
-///
-/// # Panics
-/// Never in practice: nothing in its configuration can fail.
-pub fn http_client() -> reqwest::Client {
-    // Loopback is not reached through whatever proxy the environment names.
-    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().expect("a plain client")
-}
-
-/// `POST {base}/call`.
-///
-/// # Panics
-/// When there is no answer.
-pub async fn post_call(base: &str, body: &Value) -> Reply {
-    send(http_client().post(format!("{base}/call")).json(body)).await
-}
-
-/// `GET {base}{path}`.
-///
-/// # Panics
-/// When there is no answer.
-pub async fn get_json(base: &str, path: &str) -> Reply {
-    send(http_client().get(format!("{base}{path}"))).await
-}
-
-/// `DELETE {base}{path}`.
-///
-/// # Panics
-/// When there is no answer.
-pub async fn delete(base: &str, path: &str) -> Reply {
-    send(http_client().delete(format!("{base}{path}"))).await
-}
-
-/// Sends a request and reads the answer to its end.
-///
-/// # Panics
-/// When there is no answer.
-pub async fn send(request: reqwest::RequestBuilder) -> Reply {
-    let answer = request.send().await.unwrap_or_else(|error| panic!("no answer: {error:?}"));
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    let text = answer.text().await.expect("the whole body");
-    let json = serde_json::from_str(&text).unwrap_or_default();
-    Reply { status, headers, text, json }
 }
