@@ -36,6 +36,9 @@ use crate::{
 /// For how long the leader of a stream counts as one without a word from the other servers: they answer its heartbeats, one a second.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
 
+/// How long a record is kept at most: ten years. The server counts nanoseconds in 64 bits.
+const LONGEST_RETENTION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// An event as the log holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recorded {
@@ -95,7 +98,7 @@ impl StatusLog {
         let message = PublishMessage::build()
             .payload(payload.into())
             .headers(headers(&event))
-            .ttl(self.time_to_live(&event))
+            .ttl(time_to_live(self.retention, &event))
             .expected_last_subject_sequence(after);
         let sequence = send(&self.jetstream, self.subject_of(&event.name).into(), message).await?;
         log_change(&event);
@@ -182,13 +185,17 @@ impl StatusLog {
     fn subject_of(&self, name: &CallName) -> String {
         format!("{}.{name}", self.subject)
     }
+}
 
-    /// Every event of a call expires later than the one before it, else that would become its state again: the server counts in
-    /// whole seconds, so each has a second more.
-    fn time_to_live(&self, event: &StatusEvent) -> Duration {
-        let wait = event.not_before.map_or(0, |moment| moment.as_second() - event.time.as_second());
-        self.retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0).saturating_add(event.revision))
-    }
+/// How long the server keeps the record of an event: from its own time on, or from the moment that the call waits for. Each expires
+/// later than the one before it, else that would become the call's state again: the server counts in whole seconds, and an attempt
+/// may begin a second before it is due, so each has two seconds more.
+fn time_to_live(retention: Duration, event: &StatusEvent) -> Duration {
+    let waits_until = event.not_before.max(event.due_at);
+    let wait = waits_until.map_or(0, |moment| moment.as_second().saturating_sub(event.time.as_second()));
+    let wait = u64::try_from(wait).unwrap_or(0);
+    let seconds = retention.as_secs().saturating_add(wait).saturating_add(event.revision.saturating_mul(2));
+    Duration::from_secs(seconds).min(LONGEST_RETENTION)
 }
 
 /// Decodes a record.
@@ -240,4 +247,66 @@ fn log_change(event: &StatusEvent) {
         "{}",
         event.status
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::call::{CallId, Change, Ended, Fingerprint, Outcome};
+
+    const HOUR: i64 = 3600;
+    const RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    /// When the record of an event is gone.
+    fn expiry(event: &StatusEvent) -> i64 {
+        event.time.as_second() + i64::try_from(time_to_live(RETENTION, event).as_secs()).expect("ten years")
+    }
+
+    fn queued() -> StatusEvent {
+        StatusEvent::sample(CallId::parse("a").expect("an id"), Fingerprint::of(b"request"), at(0), 3)
+    }
+
+    fn pending() -> Change {
+        let (cluster, namespace) = ("here".to_owned(), "calls".to_owned());
+        Change::Pending { attempt: 1, cluster, namespace, queue_sequence: 1 }
+    }
+
+    fn busy() -> Change {
+        Change::Ended(Ended {
+            outcome: Outcome::Busy,
+            sip_code: Some(486),
+            exit_code: Some(1),
+            completed_at: at(0),
+            reason: None,
+            message: None,
+            redial: true,
+        })
+    }
+
+    #[test]
+    fn a_redial_that_is_due_later_than_records_are_kept_has_one_when_it_is_due() {
+        let failed = queued().next(pending(), at(1)).and_then(|event| event.next(busy(), at(2))).expect("legal");
+        let due = 3 + 26 * HOUR;
+        let scheduled = failed.next(Change::Scheduled { due_at: at(due) }, at(3)).expect("legal");
+        assert!(expiry(&scheduled) >= due + 24 * HOUR, "it expires at {}", expiry(&scheduled));
+        let cancelled = scheduled.next(Change::Cancelled { reason: "cancelled".to_owned() }, at(4)).expect("legal");
+        assert!(expiry(&cancelled) > expiry(&scheduled), "the call would be scheduled again");
+        let early = scheduled.next(pending(), at(due - 1)).expect("legal");
+        assert!(expiry(&early) > expiry(&scheduled), "the call would be scheduled again");
+    }
+
+    proptest! {
+        #[test]
+        fn no_moment_and_no_retention_is_too_long(retention in any::<u64>(), due in any::<i64>(), revision in any::<u64>()) {
+            let due = Timestamp::from_second(due).unwrap_or(Timestamp::MAX);
+            let event = StatusEvent { due_at: Some(due), not_before: Some(Timestamp::MIN), revision, ..queued() };
+            prop_assert!(time_to_live(Duration::from_secs(retention), &event) <= LONGEST_RETENTION);
+        }
+    }
 }

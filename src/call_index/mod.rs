@@ -51,6 +51,8 @@ pub struct Brief {
     pub time: Timestamp,
     /// Its `not_before`: its records are kept from then on.
     pub not_before: Option<Timestamp>,
+    /// When it is due: its records are kept from then on.
+    pub due_at: Option<Timestamp>,
     /// Its batch.
     pub batch: Option<String>,
 }

@@ -122,7 +122,8 @@ impl Index {
         self.forget(call, |_| true);
         let key = Key { queued: u64::try_from(brief.queued_at.as_millisecond()).unwrap_or(0), call };
         let batch = brief.batch.as_deref().map(|name| self.batch_number(name));
-        let kept_from = brief.not_before.map_or(brief.time, |moment| moment.max(brief.time)).as_second();
+        let kept_from =
+            brief.not_before.max(brief.due_at).map_or(brief.time, |moment| moment.max(brief.time)).as_second();
         let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
         let Brief { status, is_final, .. } = *brief;
         self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, batch });

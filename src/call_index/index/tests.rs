@@ -17,6 +17,7 @@ fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief 
         queued_at,
         time: queued_at,
         not_before: None,
+        due_at: None,
         batch: batch.map(str::to_owned),
     }
 }
