@@ -176,7 +176,7 @@ impl Engine {
             async move { dialler.refuse_unreadable(&delivery, &problem).await }
         };
         let (names, in_flight) = (self.streams.names.clone(), self.dialler.in_flight.clone());
-        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, refuse));
+        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, closing.clone(), refuse));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
         let pull = pull::pull(
             self.jetstream.clone(),
