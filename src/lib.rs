@@ -28,7 +28,7 @@
 //! status_log  → nats call
 //! call_index  → status_log nats call clock retry
 //! runner      → job call retry error_chain
-//! nats        → error_chain
+//! nats        → clock error_chain
 //! schema      → http api queue call
 //! config      → nats job call
 //! telemetry   → config

@@ -37,6 +37,7 @@ use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrd
 use sipstuff_operator::job_watch::JobStore;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
 use sipstuff_operator::queue::Delivery;
+use sipstuff_operator::queue::control::Pause;
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::in_flight::InFlight;
 use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox, Labels};
@@ -399,6 +400,7 @@ impl World {
             dead: DeadLetters::new(self.js.clone(), &self.names),
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
+            pause: Pause::never(),
             rate_limit: None,
             fault_patience: KEEP,
             closing,

@@ -66,7 +66,7 @@ pub struct StatusEvent {
     /// When the first of the last attempts that did not count ended; absent after one that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults_since: Option<Timestamp>,
-    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`.
+    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`, and in `cancelled` when that ended the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
     /// The caller's exit code, 0 to 255, where the attempt ended by itself.
@@ -169,7 +169,8 @@ impl StatusEvent {
         self.revision += 1;
         self.time = now;
         self.is_final = to.always_final() || matches!(&change, Change::Ended(ended) if !ended.redial);
-        self.due_at = None;
+        // The record of a cancel must outlive the one before it, which is kept from then on.
+        self.due_at = self.due_at.filter(|_| to == Status::Cancelled);
         self.learn(change, now);
         Ok(self)
     }

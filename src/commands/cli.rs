@@ -41,6 +41,9 @@ pub enum Command {
         /// How long, such as 10m; without it, until `resume`
         #[arg(long = "for", value_name = "DURATION", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
         duration: Option<Duration>,
+        /// Why, shown by `/health`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Dial again
     Resume,

@@ -12,6 +12,7 @@ use crate::{
     api::{self, Api},
     call::Status,
     call_index::{Brief, CallIndex},
+    clock::now,
     config::{QueueArgs, Settings},
     dialler::{Dialler, Starts},
     http::{self, HttpSettings},
@@ -23,7 +24,8 @@ use crate::{
         streams,
     },
     queue::{
-        Delivery, InFlight, Inbox, control,
+        Delivery, InFlight, Inbox, Keeper,
+        control::{self, Pause},
         dead_letters::DeadLetters,
         pull,
         rate_limit::RateLimit,
@@ -85,6 +87,7 @@ struct Engine {
     client: Client,
     jetstream: jetstream::Context,
     streams: StreamSettings,
+    keeper: Arc<Keeper>,
     dialler: Arc<Dialler>,
     handing_back: CancellationToken,
     background: JoinSet<()>,
@@ -103,11 +106,12 @@ impl Engine {
         let (client, runner) = tokio::try_join!(client, open_runner::open(settings, &defaults))?;
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
-        let prepare = || streams::ensure(&jetstream, &streams);
-        retry::until_stopped(closing, "prepare the streams", prepare).await.context(STOPPED)?;
+        let in_flight = InFlight::new(client.clone());
+        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), in_flight.clone()));
+        retry::until_stopped(closing, "prepare the streams", || keeper.look()).await.context(STOPPED)?;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
-        let prepare = || streams::bucket(&jetstream, &streams);
-        let bucket = retry::until_stopped(closing, "prepare the bucket", prepare).await.context(STOPPED)?;
+        let open = || streams::bucket(&jetstream, &streams);
+        let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
         let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
@@ -125,29 +129,31 @@ impl Engine {
             runner: runner.clone(),
             store,
             reconciler,
-            in_flight: InFlight::new(client.clone()),
+            in_flight,
             timers: Timers::new(jetstream.clone(), &streams.names),
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster,
-            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket, calls_per_second)),
+            pause: Pause::default(),
+            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
             fault_patience,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),
         });
-        let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
-        engine.follow(api, settings.queue.status_retention);
+        let mut engine = Self { client, jetstream, streams, keeper, dialler, handing_back, background: JoinSet::new() };
+        engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
         engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
+        engine.follow(api, &settings.queue, closing);
         engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
     /// The index follows the log, the store follows the runner, and the ack waits of what is in progress are extended.
-    fn follow(&mut self, api: &Api, retention: Duration) {
+    fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) {
         let dialler = &self.dialler;
-        let index = CallIndex::default();
+        let index = CallIndex::new(settings.index_max_calls);
         api.open(api::Parts {
             client: self.client.clone(),
             log: dialler.log.clone(),
@@ -157,39 +163,45 @@ impl Engine {
             namespace: dialler.defaults.namespace.clone(),
         });
         let store = dialler.store.clone();
-        let stream = self.streams.names.status_stream.clone();
-        let patient = connect::patient_jetstream(self.client.clone());
         let on_change = move |brief: &Brief| wake_if_cancelling(&store, brief);
-        self.background.spawn(index.clone().follow(patient, dialler.log.clone(), stream, on_change));
-        self.background.spawn(index.sweep(retention));
+        self.background.spawn(index.clone().follow(dialler.log.clone(), on_change));
+        self.background.spawn(index.sweep(settings.status_retention));
         let (listed, reconciler) = (api.clone(), dialler.reconciler.clone());
         self.background.spawn(job_watch::watch_runner(dialler.runner.clone(), dialler.store.clone(), move || {
             listed.set_runner_listed();
             reconciler.request();
         }));
         self.background.spawn(dialler.reconciler.clone().run());
-        self.background.spawn(dialler.in_flight.clone().keep_in_progress());
-        let (state, names) = (api.clone(), self.streams.names.clone());
-        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
+        self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
+        let (state, names, pause) = (api.clone(), self.streams.names.clone(), dialler.pause.clone());
+        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state, pause, closing.clone()));
     }
 
-    /// Moves what comes due into the queue, and takes from the queue, until `closing`.
+    /// Keeps the streams, moves what comes due into the queue, and takes from the queue, until `closing`.
     fn consume(&mut self, closing: &CancellationToken) {
         let names = self.streams.names.clone();
         let inbox = Inbox::new(self.jetstream.clone(), &names);
-        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, closing.clone()));
+        let (keeper, stop) = (self.keeper.clone(), closing.clone());
+        self.background.spawn(async move { keeper.run(stop).await });
+        let keeper = self.keeper.clone();
+        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, keeper, closing.clone()));
         let dialler = self.dialler.clone();
         let refuse = move |delivery: Delivery, problem: String| {
             let dialler = dialler.clone();
             async move { dialler.refuse_unreadable(&delivery, &problem).await }
         };
         let (names, in_flight) = (self.streams.names.clone(), self.dialler.in_flight.clone());
-        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, refuse));
+        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, closing.clone(), refuse));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
-        let pull =
-            pull::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, permit| {
+        let pull = pull::pull(
+            self.jetstream.clone(),
+            self.streams.clone(),
+            self.keeper.clone(),
+            closing.clone(),
+            move |delivery, permit| {
                 dialler.accept(delivery, permit);
-            });
+            },
+        );
         self.background.spawn(async move {
             pull.await;
             handing_back.cancel();
@@ -217,12 +229,14 @@ fn wake_if_cancelling(store: &JobStore, brief: &Brief) {
     }
 }
 
-/// Keeps up to date what health and metrics say of the queue.
-async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api) {
-    let mut ticks = tokio::time::interval(QUEUE_LOOK_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        api.set_queue_state(control::state(&jetstream, &names).await.ok());
+/// Keeps up to date what health and metrics say of the queue, until `stop`.
+async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api, pause: Pause, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let state = match api.in_progress() {
+            Some(count) => control::state(&jetstream, &names, count, pause.paused(now())).await.ok(),
+            None => None,
+        };
+        api.set_queue_state(state);
+        retry::sleep(&stop, QUEUE_LOOK_EVERY).await;
     }
 }

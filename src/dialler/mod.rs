@@ -23,6 +23,7 @@ use crate::{
     nats::NatsErrorKind,
     queue::{
         Delivery, InFlight,
+        control::Pause,
         dead_letters::DeadLetters,
         in_flight::Settlement,
         inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
@@ -61,6 +62,8 @@ pub struct Dialler {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
+    /// Whether new calls are held back.
+    pub pause: Pause,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
     /// `FAULT_PATIENCE`: how long a call is tried again whose attempts never ran.

@@ -26,6 +26,7 @@ pub(super) enum Kind {
     Busy,
     QueueFull,
     QueueAway,
+    IndexBehind,
     Internal,
 }
 
@@ -61,6 +62,9 @@ impl Kind {
             // A full queue drains at the speed of phone calls; a lost connection is usually back at once.
             Kind::QueueFull => Row { retry_after: Some(10), ..row(503, "queue-full", "The queue is full") },
             Kind::QueueAway => Row { retry_after: Some(2), ..row(503, "queue-away", "The queue does not answer") },
+            Kind::IndexBehind => {
+                Row { retry_after: Some(5), ..row(503, "index-behind", "The index of calls is not complete") }
+            }
         }
     }
 }
@@ -182,6 +186,7 @@ impl From<api::Error> for Problem {
             api::Error::Full(_) => Self::new(Kind::QueueFull, &text),
             api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
             api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),
+            api::Error::Behind(_) => Self::new(Kind::IndexBehind, &text),
             api::Error::Unavailable(_) => Self::new(Kind::QueueAway, &text),
         }
     }
@@ -239,6 +244,7 @@ mod tests {
         Kind::Busy,
         Kind::QueueFull,
         Kind::QueueAway,
+        Kind::IndexBehind,
         Kind::Internal,
     ];
 

@@ -63,7 +63,7 @@ fn readiness() -> Value {
                 "type": "object",
                 "required": ["name", "ready", "detail"],
                 "properties": {
-                    "name": {"type": "string", "description": "`nats`, `runner` or `view`."},
+                    "name": {"type": "string", "description": "`nats`, `runner` or `index`."},
                     "ready": {"type": "boolean"},
                     "detail": {"type": "string", "description": "More for people."},
                 },
@@ -107,7 +107,7 @@ const PROBLEMS: [(&str, &str); 10] = [
     ("500", "The operator failed."),
     (
         "503",
-        "The queue is full, or NATS does not answer; nothing was accepted, and the same request may be sent again.",
+        "The queue is full, NATS does not answer, or the index of calls is not complete; nothing was accepted or done, and the same request may be sent again.",
     ),
 ];
 
@@ -183,7 +183,7 @@ fn list() -> Value {
         "tags": ["calls"],
         "summary": "List calls, newest first",
         "parameters": [
-            query("limit", "Calls on a page.", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})),
+            query("limit", "Most calls on a page. It has fewer where their records are long: about 4 MiB of them are on a page.", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})),
             query("cursor", "Where the page before ended, from its `Link` header.", json!({"type": "string"})),
             query("status", "Only calls in this state.", component("Status")),
             query("batch", "Only calls of this batch.", json!({"type": "string"})),
@@ -258,7 +258,7 @@ fn health(id: &str, summary: &str) -> Value {
 fn ready() -> Value {
     let mut responses = responses("200", body("Everything is ready.", &component("Ready")), &[]);
     responses["503"] = body("Something is not ready.", &component("Ready"));
-    let summary = "Whether calls can be taken: NATS, the runner and the job view, each named";
+    let summary = "Whether calls can be taken: NATS, the runner and the index of calls, each named";
     json!({"operationId": "readyz", "tags": ["operation"], "summary": summary, "responses": responses})
 }
 

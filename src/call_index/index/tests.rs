@@ -8,7 +8,22 @@ use super::*;
 fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief {
     let name = serde_json::from_value(name.into()).expect("a name is a text");
     let queued_at = Timestamp::from_millisecond(queued).expect("in range");
-    Brief { name, job: None, status, queued_at, time: queued_at, not_before: None, batch: batch.map(str::to_owned) }
+    let is_final = may_be_final(status);
+    Brief {
+        name,
+        job: None,
+        is_final,
+        status,
+        queued_at,
+        time: queued_at,
+        not_before: None,
+        due_at: None,
+        batch: batch.map(str::to_owned),
+    }
+}
+
+fn index() -> Index {
+    Index::new(usize::MAX)
 }
 
 fn sequences(index: &Index, status: Option<Status>, batch: Option<&str>) -> Vec<u64> {
@@ -17,7 +32,7 @@ fn sequences(index: &Index, status: Option<Status>, batch: Option<&str>) -> Vec<
 
 #[test]
 fn a_call_is_listed_once_newest_first_with_its_last_record() {
-    let mut index = Index::default();
+    let mut index = index();
     index.apply(&brief("a", Status::Queued, 1, None), 1);
     index.apply(&brief("b", Status::Queued, 2, Some("x")), 2);
     index.apply(&brief("a", Status::Pending, 1, None), 3);
@@ -32,7 +47,7 @@ fn a_call_is_listed_once_newest_first_with_its_last_record() {
 
 #[test]
 fn pages_follow_one_another_without_gap_or_repetition() {
-    let mut index = Index::default();
+    let mut index = index();
     for number in 0..25_u64 {
         index.apply(&brief(&format!("call-{number}"), Status::Queued, (number / 3) as i64, None), number + 1);
     }
@@ -48,7 +63,7 @@ fn pages_follow_one_another_without_gap_or_repetition() {
 }
 
 #[test]
-fn what_is_no_cursor_is_refused() {
+fn text_that_is_not_a_cursor_is_refused() {
     for text in ["", "zz", "é", "0123456789ab", "0123456789ab0123456789abcdefg", "00000000000é000000000000000"] {
         assert_eq!(Key::from_cursor(text), None, "{text}");
     }
@@ -56,7 +71,7 @@ fn what_is_no_cursor_is_refused() {
 
 #[test]
 fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
-    let mut index = Index::default();
+    let mut index = index();
     let ended = |name: &str, second: i64| {
         let time = Timestamp::from_second(second).expect("in range");
         Brief { time, ..brief(name, Status::Succeeded, 1, Some("x")) }
@@ -73,14 +88,14 @@ fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
 
 #[test]
 fn a_batch_that_has_no_calls_any_more_leaves_nothing_behind() {
-    let mut index = Index::default();
+    let mut index = index();
     for number in 0..100 {
         index.apply(&brief("a", Status::Queued, 1, Some(&format!("batch-{number}"))), number + 1);
     }
     assert_eq!((index.batches.len(), index.by_batch.len()), (1, 1));
 }
 
-/// What happens to a index.
+/// What happens to an index.
 #[derive(Debug, Clone)]
 enum Event {
     Take { call: u8, status: Status, batch: Option<u8>, sequence: u64 },
@@ -127,12 +142,12 @@ fn take(model: &mut Model, event: &Event) {
 
 proptest! {
     #[test]
-    fn a_view_answers_as_a_plain_list_of_calls_would(
+    fn an_index_answers_as_a_plain_list_of_calls_would(
         events in prop::collection::vec(event(), 0..120),
         status in prop::option::of(prop::sample::select(Status::ALL.to_vec())),
         batch in prop::option::of(0..3_u8),
     ) {
-        let (mut index, mut model) = (Index::default(), Model::new());
+        let (mut index, mut model) = (Index::new(usize::MAX), Model::new());
         for event in &events {
             take(&mut model, event);
             match *event {

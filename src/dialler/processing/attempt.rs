@@ -14,6 +14,7 @@ use crate::{
         manifest::{build, job_deadline},
     },
     job_watch::{Follower, Report},
+    queue::{control::PAUSED_DELAY, in_flight::Settlement},
     retry,
     runner::RunnerError,
 };
@@ -27,9 +28,12 @@ const GRACE: SignedDuration = SignedDuration::from_secs(15);
 const LAST_TRY: SignedDuration = SignedDuration::from_secs(30);
 
 impl Processing<'_> {
-    /// Claims the attempt, at its turn. While it waited for that, the call may have been cancelled or have expired: so it is
-    /// decided on again.
+    /// Claims the attempt, at its turn and unless dialling is paused. While it waited for that, the call may have been cancelled or
+    /// have expired: so it is decided on again.
     pub(super) async fn claim(&mut self, attempt: u32) -> Next {
+        if self.dialler.pause.is_paused(now()) {
+            return Next::Settle(Settlement::Nak(Some(PAUSED_DELAY)));
+        }
         if let Some(rate_limit) = &self.dialler.rate_limit
             && !std::mem::take(&mut self.has_turn)
         {
