@@ -3,4 +3,5 @@
 mod chaos;
 mod crash;
 mod outages;
+mod replicas;
 mod streams;

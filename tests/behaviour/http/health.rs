@@ -25,7 +25,7 @@ async fn readiness_names_its_checks() {
     let ready = &reply.json;
     assert_eq!(ready["ready"], true);
     let checks = ready["checks"].as_array().expect("checks");
-    for name in ["nats", "runner", "view"] {
+    for name in ["nats", "runner", "index"] {
         assert!(checks.iter().any(|check| check["name"] == name && check["ready"] == true), "{name} in {ready}");
     }
 }
