@@ -147,7 +147,7 @@ impl StatusLog {
     pub async fn head(&self) -> Result<Head, NatsError> {
         let info = self.info().await?;
         if !is_followed(&info) {
-            return Err(NatsError::unavailable("the leader of the status log has not heard from the other servers"));
+            return Err(NatsError::unavailable("no server leads the status log, or it has not heard from the others"));
         }
         let made_at = timestamp(info.created.unix_timestamp_nanos());
         Ok(Head { made_at, sequence: info.state.last_sequence })
@@ -208,11 +208,12 @@ fn decode(stored: &Stored) -> Result<StatusEvent, NatsError> {
     serde_json::from_slice(&stored.payload).map_err(corrupt)
 }
 
-/// Whether the server that answered has heard from enough of the others to be the leader still.
+/// Whether the server that answered leads the stream, and has heard from enough of the others to lead it still. A server that knows of
+/// no leader answers as well, with what it has itself.
 fn is_followed(info: &Info) -> bool {
-    let others = info.cluster.as_ref().map_or(&[][..], |cluster| &cluster.replicas);
-    let heard = others.iter().filter(|other| other.active <= HEARD_WITHIN).count();
-    (heard + 1) * 2 > others.len() + 1
+    let Some(cluster) = info.cluster.as_ref().filter(|cluster| !cluster.replicas.is_empty()) else { return true };
+    let heard = cluster.replicas.iter().filter(|other| other.active <= HEARD_WITHIN).count();
+    cluster.leader_since.is_some() && (heard + 1) * 2 > cluster.replicas.len() + 1
 }
 
 /// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).

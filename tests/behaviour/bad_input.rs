@@ -212,19 +212,6 @@ async fn a_forged_header_does_not_keep_a_call_from_being_placed_once() {
     assert_eq!(messages_in(&setup.js, "SIP_DEAD").await, 0);
 }
 
-/// Publishes a header block as it is, which no client library would do.
-async fn publish_raw(setup: &Setup, headers: &[u8], body: &[u8]) {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", setup.nats.port())).await.unwrap();
-    let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
-    bytes.extend(format!("HPUB sip.calls {} {}\r\n", headers.len(), headers.len() + body.len()).bytes());
-    bytes.extend([headers, body, b"\r\nPING\r\n"].concat());
-    stream.write_all(&bytes).await.unwrap();
-    let mut answer = Vec::new();
-    while !answer.windows(6).any(|window| window == b"PONG\r\n") {
-        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
     let setup = Setup::local(0.1).await;
@@ -237,7 +224,7 @@ async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
         b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
     ];
     for (n, block) in blocks.iter().enumerate() {
-        publish_raw(&setup, block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
+        setup.nats.publish_raw("sip.calls", block, request_of(&format!("raw-{n}")).to_string().as_bytes()).await;
     }
     a_good_call_goes_through(&setup, &mut operator, "good").await;
     let letters = setup.dead_letters().await;

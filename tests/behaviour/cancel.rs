@@ -60,7 +60,7 @@ async fn a_batch_is_cancelled_whether_its_calls_are_queued_scheduled_or_cancelle
     assert_eq!(delete(operator.base(), "/jobs/queued-1").await.status, 202);
 
     let reply = delete(operator.base(), "/jobs?batch=march").await;
-    assert_eq!(reply.json, json!({"cancelled": 4, "cancelling": 0, "ended": 0}));
+    assert_eq!(reply.json, json!({"cancelled": 4, "cancelling": 0, "ended": 0, "unreadable": 0}));
     assert_eq!(setup.events.final_of("first", PATIENCE).await.status, Status::Succeeded);
     setup.queue_empties().await;
     assert_eq!(setup.calls_to("+491").len(), 0);

@@ -1,6 +1,7 @@
 //! What the operator does for those who use it, one file per behaviour, each against a real nats-server.
 
 mod bad_input;
+mod call_index;
 mod cancel;
 mod clusters;
 mod commands;
@@ -18,3 +19,4 @@ mod redial;
 mod schedule;
 mod secrets;
 mod status_events;
+mod unreadable_records;

@@ -6,4 +6,5 @@ mod flood;
 mod lost;
 mod outages;
 mod power_loss;
+mod replicas;
 mod streams;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::process::{Process, Scratch, free_port, tool};
 
@@ -111,6 +112,23 @@ impl NatsServer {
     pub fn signal(&self, signal: Signal) {
         if let Some(process) = self.lock().as_mut() {
             process.signal(signal);
+        }
+    }
+
+    /// Publishes a header block as it is, which no client library would do.
+    ///
+    /// # Panics
+    /// When the server does not take it.
+    pub async fn publish_raw(&self, subject: &str, headers: &[u8], body: &[u8]) {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.expect("a connection");
+        let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+        bytes.extend(format!("HPUB {subject} {} {}\r\n", headers.len(), headers.len() + body.len()).bytes());
+        bytes.extend([headers, body, b"\r\nPING\r\n"].concat());
+        stream.write_all(&bytes).await.expect("the server reads");
+        let mut answer = Vec::new();
+        while !answer.windows(6).any(|window| window == b"PONG\r\n") {
+            let read = stream.read_buf(&mut answer).await.expect("the server answers");
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
         }
     }
 

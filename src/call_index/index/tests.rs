@@ -95,6 +95,44 @@ fn a_batch_that_has_no_calls_any_more_leaves_nothing_behind() {
     assert_eq!((index.batches.len(), index.by_batch.len()), (1, 1));
 }
 
+#[test]
+fn beyond_its_bound_the_oldest_call_that_has_ended_goes_first() {
+    let mut index = Index::new(3);
+    index.apply(&brief("old", Status::Queued, 1, None), 1);
+    index.apply(&brief("ended-2", Status::Succeeded, 2, Some("x")), 2);
+    index.apply(&brief("ended-3", Status::Failed, 3, None), 3);
+    index.apply(&brief("ended-4", Status::Expired, 4, None), 4);
+    assert_eq!(sequences(&index, None, None), [4, 3, 1]);
+    index.apply(&brief("new", Status::Queued, 5, None), 5);
+    index.apply(&brief("newer", Status::Queued, 6, None), 6);
+    assert_eq!(sequences(&index, None, None), [6, 5, 1]);
+    assert!(!index.has_dropped_active() && index.batches.is_empty());
+    index.apply(&brief("newest", Status::Queued, 7, None), 7);
+    assert_eq!(sequences(&index, None, None), [7, 6, 5]);
+    assert!(index.has_dropped_active());
+}
+
+#[test]
+fn a_failed_call_with_a_redial_to_come_counts_as_one_that_has_not_ended() {
+    let mut index = Index::new(1);
+    index.apply(&Brief { is_final: false, ..brief("redialled", Status::Failed, 1, None) }, 1);
+    index.apply(&brief("ended", Status::Succeeded, 2, None), 2);
+    assert_eq!(sequences(&index, None, None), [1]);
+}
+
+#[test]
+fn a_call_that_was_dropped_is_listed_again_once_something_happens_to_it() {
+    let mut index = Index::new(2);
+    for (number, name) in (1..).zip(["a", "b", "c"]) {
+        index.apply(&brief(name, Status::Queued, number as i64, Some("x")), number);
+    }
+    index.apply(&brief("b", Status::Succeeded, 2, Some("x")), 4);
+    index.apply(&brief("a", Status::Cancelled, 1, Some("x")), 5);
+    assert_eq!(sequences(&index, None, Some("x")), [3, 4]);
+    index.apply(&brief("a", Status::Queued, 9, Some("x")), 6);
+    assert_eq!(sequences(&index, None, Some("x")), [6, 3]);
+}
+
 /// What happens to an index.
 #[derive(Debug, Clone)]
 enum Event {
@@ -176,5 +214,33 @@ proptest! {
             prop_assert_eq!(index.count_of(status), count);
         }
         prop_assert_eq!(index.count(), model.len());
+    }
+
+    #[test]
+    fn a_bounded_index_holds_its_bound_and_no_call_that_has_ended_while_one_that_has_not_is_missing(
+        events in prop::collection::vec(event(), 0..120),
+        max in 1..8_usize,
+    ) {
+        let (mut all, mut bounded) = (Index::new(usize::MAX), Index::new(max));
+        for event in events {
+            let Event::Take { call, status, batch, sequence } = event else { continue };
+            for index in [&mut all, &mut bounded] {
+                index.apply(&brief_of(call, status, batch, sequence), sequence);
+            }
+            prop_assert!(bounded.count() <= max);
+            let entries = |index: &Index| index.calls.values().copied().collect::<Vec<_>>();
+            for entry in entries(&bounded) {
+                let known = all.calls[&entry.key.call];
+                prop_assert!(known.sequence >= entry.sequence);
+            }
+            if !bounded.has_dropped_active() {
+                let active = |entry: &&Entry| !entry.is_final;
+                for entry in entries(&all).iter().filter(active) {
+                    prop_assert_eq!(bounded.calls.get(&entry.key.call).map(|known| known.sequence), Some(entry.sequence));
+                }
+            }
+            let total: usize = Status::ALL.into_iter().map(|status| bounded.count_of(status)).sum();
+            prop_assert_eq!(total, bounded.count());
+        }
     }
 }
