@@ -7,9 +7,9 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::Outcome;
 use super::request::DEFAULT_RETRY_DELAY;
 use super::spec::{CallSpec, SipSettings};
+use super::{OnUnknown, Outcome};
 
 /// The form of what is asked for.
 pub(super) fn form(spec: &CallSpec) -> Vec<u8> {
@@ -31,6 +31,7 @@ impl Serialize for Asked<'_> {
             node_selector,
             not_after,
             not_before,
+            on_unknown,
             post_delay,
             pre_delay,
             record,
@@ -62,6 +63,8 @@ impl Serialize for Asked<'_> {
         given(&mut form, "node_selector", node_selector)?;
         given(&mut form, "not_after", not_after)?;
         given(&mut form, "not_before", not_before)?;
+        // The default is left out: calls that were recorded before the field existed keep their fingerprint.
+        given(&mut form, "on_unknown", &(*on_unknown != OnUnknown::Hold).then_some(on_unknown))?;
         form.serialize_entry("post_delay", post_delay)?;
         form.serialize_entry("pre_delay", pre_delay)?;
         given(&mut form, "record", record)?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Status};
 
-/// One change of a call's state: what `sip.status` carries and the status log in_flight. Times are RFC 3339 in UTC.
+/// One change of a call's state: what `sip.status` carries and the status log keeps. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusEvent {
     /// The call's id, as given by the caller or made when it was accepted.

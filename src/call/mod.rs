@@ -18,7 +18,7 @@ pub use event::StatusEvent;
 pub use id::{CallId, CallName, Fingerprint};
 pub use outcome::{Outcome, Verdict};
 pub use request::CallRequest;
-pub use spec::CallSpec;
+pub use spec::{CallSpec, OnUnknown};
 pub use status::{IllegalStep, Status};
 pub use validate::{FieldError, Refusal};
 

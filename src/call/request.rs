@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Outcome;
 use super::validate::fields;
+use super::{OnUnknown, Outcome};
 
 /// Seconds to wait for an answer when a request does not say.
 pub const DEFAULT_TIMEOUT: u32 = 60;
@@ -167,6 +167,11 @@ pub struct CallRequest {
     /// `network`, which is also the default. The others never redial: a person or the number plan has said no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redial_on: Option<Vec<Outcome>>,
+    /// What follows an attempt whose end was lost (its node, pod or cluster is gone), so that the callee may have been called:
+    /// `hold`, the default, ends the call; `redial` dials again while attempts are left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("default" = "hold"))]
+    pub on_unknown: Option<OnUnknown>,
     /// Name of an existing Secret with the SIP credentials (keys such as `SIP_PASSWORD`), in the namespace of the Jobs; replaces
     /// the operator's own for this call.
     #[serde(skip_serializing_if = "Option::is_none")]

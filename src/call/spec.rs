@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::request::{
     CallRequest, DEFAULT_MAX_ATTEMPTS, DEFAULT_REPEAT, DEFAULT_RETRY_DELAY, DEFAULT_TIMEOUT, Password,
@@ -69,8 +69,26 @@ pub struct CallSpec {
     pub retry_delay: Option<u32>,
     /// Outcomes that are redialled; `None` means busy, no_answer, congestion, network.
     pub redial_on: Option<Vec<Outcome>>,
+    /// What follows an attempt whose end was lost.
+    pub on_unknown: OnUnknown,
     /// Name of the Secret that replaces `SIP_SECRET_NAME` for this call.
     pub sip_secret: Option<String>,
+}
+
+/// What follows an attempt whose end was lost: it may have dialled, and nobody knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// The call ends: nobody is called twice.
+    #[default]
+    Hold,
+    /// The call is dialled again while attempts are left.
+    Redial,
+}
+
+impl OnUnknown {
+    /// Both, as a request writes them.
+    pub const WORDS: [&'static str; 2] = ["hold", "redial"];
 }
 
 /// What the callee hears.
@@ -150,6 +168,7 @@ impl CallSpec {
             max_attempts: request.max_attempts,
             retry_delay: request.retry_delay,
             redial_on: request.redial_on,
+            on_unknown: request.on_unknown.unwrap_or_default(),
             sip_secret: request.sip_secret,
         })
     }

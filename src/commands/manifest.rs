@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::request_flags::RequestFlags;
 use crate::call::validate::Parsed;
-use crate::call::{Call, CallSpec};
+use crate::call::{Call, CallSpec, OnUnknown};
 use crate::job::manifest::{build_unattended, secret};
 use crate::job::{JobDefaults, JobOrder};
 
@@ -49,6 +49,7 @@ pub fn unheeded(spec: &CallSpec) -> Vec<&'static str> {
         ("max_attempts", spec.max_attempts.is_some()),
         ("retry_delay", spec.retry_delay.is_some()),
         ("redial_on", spec.redial_on.is_some()),
+        ("on_unknown", spec.on_unknown != OnUnknown::default()),
         ("metadata", !spec.metadata.is_empty()),
     ]
     .into_iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use super::unconfigured::defaults;
 use crate::call::spec::{Announcement, SipSettings};
-use crate::call::{Call, CallId, CallSpec, Fingerprint};
+use crate::call::{Call, CallId, CallSpec, Fingerprint, OnUnknown};
 
 /// The smallest valid request.
 pub(crate) fn spec() -> CallSpec {
@@ -35,6 +35,7 @@ pub(crate) fn spec() -> CallSpec {
         max_attempts: None,
         retry_delay: None,
         redial_on: None,
+        on_unknown: OnUnknown::default(),
         sip_secret: None,
     }
 }

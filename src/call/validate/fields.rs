@@ -4,8 +4,8 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::super::Outcome;
 use super::super::id::MAX_ID_BYTES;
+use super::super::{OnUnknown, Outcome};
 use super::names;
 
 /// Longest string, in bytes: Linux refuses a program argument or an environment entry of 131,072 bytes or more
@@ -52,7 +52,7 @@ pub enum Rule {
 const TRANSPORTS: Rule = Rule::OneOf(&["udp", "tcp", "tls"]);
 
 /// Every field of a request. An `f64` range is in seconds.
-pub const FIELDS: [(&str, Rule); 43] = [
+pub const FIELDS: [(&str, Rule); 44] = [
     ("id", Rule::Id),
     ("dest", Rule::Text("a phone number or SIP URI")),
     ("text", Rule::Text("the text to speak")),
@@ -95,6 +95,7 @@ pub const FIELDS: [(&str, Rule); 43] = [
     ("max_attempts", Rule::Integer(1, 10)),
     ("retry_delay", Rule::Integer(1, 86_400)),
     ("redial_on", Rule::Outcomes),
+    ("on_unknown", Rule::OneOf(&OnUnknown::WORDS)),
     ("sip_secret", Rule::SecretName),
 ];
 
