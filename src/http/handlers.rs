@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::{HttpSettings, body, metrics, query, same_origin};
 use crate::api::Api;
 use crate::call::validate;
+use crate::clock::now;
 
 /// `POST /call`.
 pub(super) async fn submit<S, B>(
@@ -26,7 +27,7 @@ where
     same_origin::check(headers)?;
     body::json_type(headers)?;
     let body = body::read(settings, headers, body).await?;
-    let parsed = validate::parse(&body)?;
+    let parsed = validate::parse(&body, now())?;
     let key = if parsed.id.is_none() { body::idempotency_key(headers)? } else { None };
     let accepted = api.submit(parsed, body, key).await?;
     let mut response = dto::json(StatusCode::ACCEPTED, &Accepted::from(&accepted));
