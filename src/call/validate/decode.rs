@@ -31,7 +31,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Decoded, Refusal> {
     json.end().map_err(malformed)?;
     match value {
         Value::Object(mut fields) => {
-            fields.retain(is_given);
+            fields.retain(|name, value| is_given(name, value));
             Ok(Decoded { fields, repeated })
         }
         other => {
@@ -42,10 +42,10 @@ pub(super) fn decode(body: &[u8]) -> Result<Decoded, Refusal> {
 }
 
 /// Unknown fields are kept, whatever they hold, so that they are reported.
-fn is_given(name: &String, value: &mut Value) -> bool {
+fn is_given(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => fields::rule(name).is_none(),
-        Value::String(text) => !(text.is_empty() && matches!(name.as_str(), "text" | "wav")),
+        Value::String(text) => !(text.is_empty() && matches!(name, "text" | "wav")),
         _ => true,
     }
 }
