@@ -24,22 +24,16 @@ pub use self::{
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub nats: NatsArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub queue: QueueArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub runner: RunnerArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub job: JobArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub http: HttpArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 

@@ -28,7 +28,6 @@ pub(super) enum Kind {
     Internal,
 }
 
-/// One row of the table.
 struct Row {
     status: u16,
     slug: &'static str,
@@ -72,7 +71,6 @@ pub(super) struct Problem {
     allow: Option<&'static str>,
 }
 
-/// The wire form.
 #[derive(Serialize)]
 struct Body<'a> {
     #[serde(rename = "type")]
@@ -129,7 +127,6 @@ impl Problem {
         &self.errors
     }
 
-    /// The answer.
     pub(super) fn into_response(self) -> Response {
         let row = self.kind.row();
         let body = Body {

@@ -39,7 +39,6 @@ pub enum RequestError {
 /// A request that was given on the command line.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What it asks for.
     pub parsed: Parsed,
     /// The same as JSON, `--data` and flags merged; it holds the passwords that were given.
     pub body: Vec<u8>,
