@@ -76,7 +76,7 @@ pub async fn an_id_is_used_for_one_request(base: &str) {
     assert_eq!((&second["job_name"], &second["duplicate"]), (&first["job_name"], &json!(true)));
     let mut other = request(&id);
     other["text"] = json!("Something else");
-    let conflict = problem(post(base, &other).await, 422).await;
+    let conflict = problem(post(base, &other).await, 409).await;
     assert_eq!(conflict["errors"][0]["field"], "id");
     assert!(conflict["detail"].as_str().is_some_and(|detail| detail.contains(&id)), "{conflict}");
 }

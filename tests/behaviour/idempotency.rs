@@ -110,6 +110,23 @@ async fn a_call_whose_replica_is_killed_or_freezes_is_carried_on_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_that_is_reused_for_another_request_is_refused_with_422() {
+    let stage = Stage::machine(0.2).await;
+    let operator = stage.operator().await;
+    let post = async |text: &str| {
+        let request = http_client().post(format!("{}/call", operator.base())).header("Idempotency-Key", "\"key-1\"");
+        send(request.json(&json!({"dest": "+49301", "text": text}))).await
+    };
+    assert_eq!(post("key-1").await.status, 202);
+    let reply = post("second").await;
+    assert_eq!(reply.status, 422, "{reply:?}");
+    assert_eq!(reply.json["type"], json!("urn:sipstuff:problem:idempotency-key-reused"));
+    assert_eq!(reply.json["errors"][0]["field"], json!("Idempotency-Key"));
+    once(&stage, "key-1").await;
+    assert_eq!(stage.calls_with("second"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_id_for_another_request_leaves_the_first_call_untouched() {
     let stage = Stage::machine(1.0).await;
     let operator = stage.operator().await;
@@ -118,12 +135,12 @@ async fn an_id_for_another_request_leaves_the_first_call_untouched() {
     assert_eq!(post_call(operator.base(), &first).await.status, 202);
 
     let reply = post_call(operator.base(), &other).await;
-    assert_eq!((reply.status.as_u16(), &reply.json["errors"][0]["field"]), (422, &json!("id")), "{reply:?}");
+    assert_eq!((reply.status.as_u16(), &reply.json["errors"][0]["field"]), (409, &json!("id")), "{reply:?}");
     stage.publish(&[("X-Mine", "1")], other.to_string()).await;
     once(&stage, "taken").await;
     // After the first has ended too.
     stage.publish(&[], other.to_string()).await;
-    assert_eq!(post_call(operator.base(), &other).await.status, 422);
+    assert_eq!(post_call(operator.base(), &other).await.status, 409);
     stage.queue_empties().await;
 
     assert_eq!(stage.calls_with("another text"), 0);
