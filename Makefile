@@ -34,6 +34,10 @@ run: ## The same, kept running to try things on until Ctrl-C
 test: ## Run every test, against a real nats-server and Kubernetes API
 	@$(nats) $(kubernetes) cargo test --features failpoints $(ARGS)
 
+.PHONY: test-api
+test-api: ## Test a running operator against its OpenAPI document: ARGS='--seed 7 --max-examples 1000'
+	@tools/test-api $(ARGS)
+
 .PHONY: chaos
 chaos: ## Place 10,000 calls under 200 faults: ARGS='CHAOS_SEED=7 CHAOS_CALLS=500 CHAOS_FAULTS=20'
 	@$(nats) $(kubernetes) env CHAOS_SEED=$$(date +%s) CHAOS_CALLS=10000 CHAOS_FAULTS=200 $(ARGS) \
@@ -73,7 +77,7 @@ generate: ## Write the generated files anew: schemas, rendered manifests, the ta
 
 .PHONY: tools
 tools: ## Build ahead of time what the other targets need
-	@for tool in nats-server kubernetes kubectl cargo-deny; do tools/fetch $$tool || exit; done
+	@for tool in nats-server kubernetes kubectl cargo-deny schemathesis; do tools/fetch $$tool || exit; done
 
 .PHONY: clean
 clean: ## Remove what cargo built

@@ -19,7 +19,7 @@
 //! ```dependencies
 //! main        → commands
 //! commands    → http api dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry error_chain
-//! http        → api call error_chain
+//! http        → api call clock error_chain
 //! api         → queue status_log call_index nats call clock
 //! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
 //! reconcile   → status_log nats runner job_watch job call clock retry

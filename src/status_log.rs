@@ -275,7 +275,7 @@ mod tests {
 
     fn pending() -> Change {
         let (cluster, namespace) = ("here".to_owned(), "calls".to_owned());
-        Change::Pending { attempt: 1, cluster, namespace, queue_sequence: 1 }
+        Change::Pending { attempt: 1, cluster, namespace, queue_sequence: 1, ends_by: Timestamp::UNIX_EPOCH }
     }
 
     fn busy() -> Change {

@@ -314,7 +314,7 @@ fn body(call: usize, another: bool) -> Bytes {
 }
 
 fn fingerprint(call: usize, another: bool) -> Fingerprint {
-    Call::new(id(call), validate::parse(&body(call, another)).unwrap().spec).fingerprint
+    Call::new(id(call), validate::parse(&body(call, another), Timestamp::UNIX_EPOCH).unwrap().spec).fingerprint
 }
 
 /// Events in a form that is easy to read.

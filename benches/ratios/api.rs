@@ -62,8 +62,9 @@ struct Recorder {
 
 impl Worker for Recorder {
     async fn once(&mut self) {
-        let parsed = validate::parse(&self.body).expect("a valid request");
-        let (call, now) = (Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec), Timestamp::now());
+        let now = Timestamp::now();
+        let parsed = validate::parse(&self.body, now).expect("a valid request");
+        let call = Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec);
         let labels = Labels { id: &call.id, attempt: 1, queued_at: now };
         self.inbox.publish(labels, self.body.clone()).await.expect("a publish");
         let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");

@@ -1,6 +1,8 @@
 //! The core: what a call is, who it is, and what may happen to it. Pure: no I/O, no clock, no runtime, so that
 //! every rule here can be tested as a table or a property.
 
+#![warn(missing_docs)]
+
 mod canonical;
 pub mod change;
 pub mod event;

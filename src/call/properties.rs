@@ -9,7 +9,7 @@ use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, validate}
 fn call() -> Call {
     let body =
         br#"{"dest": "+4930123456", "text": "Hello", "batch": "b", "metadata": {"order": "7"}, "max_attempts": 3}"#;
-    Call::new(CallId::parse("order-7").unwrap(), validate::parse(body).unwrap().spec)
+    Call::new(CallId::parse("order-7").unwrap(), validate::parse(body, Timestamp::UNIX_EPOCH).unwrap().spec)
 }
 
 fn moment() -> impl Strategy<Value = Timestamp> {

@@ -41,6 +41,8 @@ use processing::Processing;
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;
+/// How much the clocks of two replicas may differ: a moment that one of them accepts must not be too far ahead for the other.
+const CLOCKS_DIFFER_BY: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
 /// Everything that is needed to process a message.
 pub struct Dialler {
@@ -111,7 +113,7 @@ impl Dialler {
 
     /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
     pub async fn refuse_unreadable(&self, delivery: &Delivery, problem: &str) {
-        let id = validate::parse(&delivery.payload).ok().and_then(|parsed| parsed.id);
+        let id = validate::parse(&delivery.payload, now()).ok().and_then(|parsed| parsed.id);
         let message = format!("cannot be read: {problem}");
         let errors = vec![FieldError { field: "headers".to_owned(), message }];
         self.refuse(delivery, Unfit { id: id.clone(), refusal: Refusal::Invalid { id, errors } }).await;
@@ -160,7 +162,8 @@ struct Unfit {
 
 /// Decode → validate → identify.
 fn decode(delivery: &Delivery) -> Result<Call, Unfit> {
-    match validate::parse(&delivery.payload) {
+    // The clock of whoever accepted it may be ahead of this one.
+    match validate::parse(&delivery.payload, now() + CLOCKS_DIFFER_BY) {
         Ok(parsed) => match identify(delivery, parsed.id) {
             Ok(id) => Ok(Call::new(id, parsed.spec)),
             Err(refusal) => Err(Unfit { id: None, refusal }),

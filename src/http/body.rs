@@ -137,11 +137,11 @@ where
     let _ = timeout(DISCARD_TIME, reading).await;
 }
 
-/// The id that the `Idempotency-Key` header names, with or without the quotes that the draft asks for. Only looked at when the
-/// body has no `id`: that one says who the call is wherever else the request travels, so it goes first.
+/// The id that the `Idempotency-Key` header names. The draft asks for a string in quotes (RFC 8941, section 3.3.3); a value without
+/// them is taken as it is, since most clients send it so.
 ///
 /// # Errors
-/// 422 when it is no id, or when there are several.
+/// 422 when it is not a valid id, or when there are several.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Problem> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
@@ -149,9 +149,28 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Pro
     if keys.next().is_some() {
         return Err(wrong("given more than once; send one".to_owned()));
     }
-    let text = std::str::from_utf8(key.as_bytes()).map_err(|_| wrong("is not UTF-8".to_owned()))?;
-    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let ascii = "has characters other than printable ASCII; pass such an id in the body, as `id`";
+    let text = key.to_str().map_err(|_| wrong(ascii.to_owned()))?;
+    let text = match text.strip_prefix('"') {
+        Some(quoted) => {
+            unquoted(quoted).ok_or_else(|| wrong("is not a valid string in quotes (RFC 8941)".to_owned()))?
+        }
+        None => text.to_owned(),
+    };
     CallId::parse(text).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+/// The rest of a quoted string, in which `\"` and `\\` stand for a quote and a backslash.
+fn unquoted(rest: &str) -> Option<String> {
+    let (mut text, mut rest) = (String::new(), rest.strip_suffix('"')?.chars());
+    while let Some(character) = rest.next() {
+        match character {
+            '"' => return None,
+            '\\' => text.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            other => text.push(other),
+        }
+    }
+    Some(text)
 }
 
 #[cfg(test)]
@@ -275,7 +294,13 @@ mod tests {
         assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
         assert_eq!(key("order/42").unwrap().unwrap().as_str(), "order/42");
         assert_eq!(key("\"order/42\"").unwrap().unwrap().as_str(), "order/42");
-        assert_eq!(key("").unwrap_err().errors()[0].field, "Idempotency-Key");
+        assert_eq!(key(r#""a\"b\\c""#).unwrap().unwrap().as_str(), r#"a"b\c"#);
+        for bad in ["", "\"\"", "\"", "\"a", "\"a\"b\"", "\"a\\b\"", "\"a\\\"", "a\tb"] {
+            assert_eq!(key(bad).unwrap_err().errors()[0].field, "Idempotency-Key", "{bad}");
+        }
+        let mut german = HeaderMap::new();
+        german.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes("ä".as_bytes()).unwrap());
+        assert!(idempotency_key(&german).unwrap_err().errors()[0].message.contains("ASCII"));
         let twice = headers(&[(IDEMPOTENCY_KEY, "a"), (IDEMPOTENCY_KEY, "b")]);
         assert_eq!(idempotency_key(&twice).unwrap_err().kind(), Kind::InvalidRequest);
     }

@@ -197,9 +197,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
 /// The answer to `GET /readyz`.
 #[derive(Debug, Serialize)]
 pub struct Ready {
-    /// Whether everything is ready.
     pub ready: bool,
-    /// Each thing that must be.
     pub checks: Vec<Readiness>,
 }
 

@@ -1,5 +1,7 @@
 //! The core's view of a Kubernetes Job: how a call becomes one ([`manifest`]) and what one says of its call ([`observed`]). Pure.
 
+#![warn(missing_docs)]
+
 pub mod advance;
 mod ending;
 pub mod manifest;

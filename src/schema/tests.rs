@@ -6,9 +6,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::call::validate::fields::FIELDS;
-use crate::call::validate::fixtures::{Expected, fixtures, with};
-use crate::call::validate::parse;
-use crate::call::{Call, CallId, Change, Ended};
+use crate::call::validate::fixtures::{self, Expected, fixtures, with};
+use crate::call::validate::{self, Parsed};
+use crate::call::{Call, CallId, Change, Ended, Refusal};
+
+fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
+    validate::parse(body, fixtures::now())
+}
 
 fn document(name: &str) -> Value {
     all().into_iter().find(|(file, _)| *file == name).unwrap().1
@@ -18,8 +22,8 @@ fn validator(name: &str) -> jsonschema::Validator {
     jsonschema::options().should_validate_formats(true).build(&document(name)).unwrap()
 }
 
-/// What JSON Schema cannot say: lengths in bytes (of `id`, of strings, of metadata's values and of the part of a label key
-/// before the slash), days that the calendar does not have, and that `not_after` is later than `not_before`.
+/// What JSON Schema cannot say: how long the part of a label key before the slash may be, days that the calendar does not have,
+/// what is too far ahead, and that `not_after` is later than `not_before`.
 #[test]
 fn the_schema_takes_what_the_validator_takes_and_refuses_what_it_refuses() {
     let schema = validator("call-request.schema.json");

@@ -24,7 +24,7 @@ const ASKED: usize = 50;
 
 fn first_event(number: usize) -> StatusEvent {
     let body = request("+49301", "hello").to_string();
-    let spec = validate::parse(body.as_bytes()).unwrap().spec;
+    let spec = validate::parse(body.as_bytes(), jiff::Timestamp::now()).unwrap().spec;
     let call = Call::new(CallId::parse(format!("missed-{number}")).unwrap(), spec);
     let now = jiff::Timestamp::now();
     StatusEvent::first(&call, "calls", now, Change::Queued, now).unwrap()

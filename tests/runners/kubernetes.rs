@@ -59,7 +59,7 @@ fn defaults(namespace: &Namespace) -> JobDefaults {
 
 /// The order for a request, with an id that makes its name.
 fn order_of(namespace: &Namespace, id: &str, request: serde_json::Value) -> JobOrder {
-    let parsed = validate::parse(request.to_string().as_bytes()).unwrap();
+    let parsed = validate::parse(request.to_string().as_bytes(), jiff::Timestamp::now()).unwrap();
     let call = Call::new(CallId::parse(id).unwrap(), parsed.spec);
     manifest::build(&call, 1, &defaults(namespace))
 }

@@ -119,7 +119,7 @@ fn cases() -> BTreeMap<String, Value> {
 /// What `dumpjob` makes of a case, whose name is the call's id unless the request has one.
 fn order(name: &str, case: &Value) -> JobOrder {
     let case: Case = serde_json::from_value(case.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut parsed = validate::parse(Value::Object(case.request).to_string().as_bytes())
+    let mut parsed = validate::parse(Value::Object(case.request).to_string().as_bytes(), jiff::Timestamp::now())
         .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
     parsed.id.get_or_insert(CallId::parse(name).unwrap());
     JobFlags::default().order(parsed, &case.configuration.into())

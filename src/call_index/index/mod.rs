@@ -29,7 +29,9 @@ impl Key {
     pub fn from_cursor(text: &str) -> Option<Self> {
         let (queued, call) = text.split_at_checked(12).filter(|(_, call)| call.len() == 16)?;
         let number = |hex: &str| u64::from_str_radix(hex, 16).ok();
-        Some(Self { queued: number(queued)?, call: number(call)? })
+        let key = Self { queued: number(queued)?, call: number(call)? };
+        // Capitals and signs would be other cursors for the same place.
+        (key.to_cursor() == text).then_some(key)
     }
 }
 

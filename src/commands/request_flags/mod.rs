@@ -7,6 +7,7 @@ use serde_json::{Map, Number, Value};
 use crate::call::validate::fields::{FIELDS, Rule};
 use crate::call::validate::{self, FieldError, Parsed};
 use crate::call::{CallRequest, Refusal};
+use crate::clock::now;
 
 /// The flags that name a request: one for every field, named like it with dashes, and `--data JSON`, whose fields they
 /// override.
@@ -38,7 +39,6 @@ pub enum RequestError {
 /// A request that was given on the command line.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What it asks for.
     pub parsed: Parsed,
     /// The same as JSON, `--data` and flags merged; it holds the passwords that were given.
     pub body: Vec<u8>,
@@ -55,7 +55,7 @@ impl RequestFlags {
         }
         let (fields, mut errors) = self.merge(self.data()?);
         let body = Value::Object(fields).to_string().into_bytes();
-        match validate::parse(&body) {
+        match validate::parse(&body, now()) {
             Ok(parsed) if errors.is_empty() => return Ok(Some(Request { parsed, body })),
             Ok(_) => {}
             Err(Refusal::Invalid { errors: more, .. }) => errors.extend(more),
@@ -82,7 +82,7 @@ impl RequestFlags {
 
     fn data(&self) -> Result<Map<String, Value>, RequestError> {
         let Some(data) = &self.data else { return Ok(Map::new()) };
-        validate::parse(data.as_bytes()).map_err(RequestError::Data)?;
+        validate::parse(data.as_bytes(), now()).map_err(RequestError::Data)?;
         match serde_json::from_str(data.trim_start_matches('\u{feff}')) {
             Ok(Value::Object(fields)) => Ok(fields),
             _ => Err(RequestError::Data(Refusal::Malformed("not an object".to_owned()))),
