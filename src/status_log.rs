@@ -15,7 +15,7 @@ use async_nats::{
 };
 
 use crate::{
-    call::{CallName, StatusEvent},
+    call::{CallName, StatusEvent, traceparent::HEADER_TRACEPARENT},
     nats::{Names, NatsError, NatsErrorKind, publish::send},
 };
 
@@ -58,7 +58,7 @@ impl StatusLog {
         let message = PublishMessage::build()
             .payload(payload.into())
             .headers(headers(&event))
-            .ttl(self.time_to_live(&event))
+            .ttl(time_to_live(self.retention, &event))
             .expected_last_subject_sequence(after);
         let sequence = send(&self.jetstream, self.subject_of(&event.name).into(), message).await?;
         log_change(&event);
@@ -112,13 +112,13 @@ impl StatusLog {
     fn subject_of(&self, name: &CallName) -> String {
         format!("{}.{name}", self.subject)
     }
+}
 
-    /// Every event of a call expires later than the one before it, else that would become its state again: the server counts in
-    /// whole seconds, so each has a second more.
-    fn time_to_live(&self, event: &StatusEvent) -> Duration {
-        let wait = event.not_before.map_or(0, |moment| moment.as_second() - event.time.as_second());
-        self.retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0).saturating_add(event.revision))
-    }
+/// Every event of a call expires later than the one before it, else that would become its state again: the server counts in
+/// whole seconds, so each has a second more.
+fn time_to_live(retention: Duration, event: &StatusEvent) -> Duration {
+    let wait = event.not_before.map_or(0, |moment| moment.as_second() - event.time.as_second());
+    retention + Duration::from_secs(u64::try_from(wait).unwrap_or(0).saturating_add(event.revision))
 }
 
 /// Decodes a message of the log.
@@ -140,7 +140,7 @@ fn absent(error: DirectGetError) -> Result<Option<Recorded>, NatsError> {
     }
 }
 
-/// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).
+/// CloudEvents 1.0 attributes in binary mode (NATS protocol binding), and the trace of the request.
 fn headers(event: &StatusEvent) -> HeaderMap {
     let name = HeaderName::from_static;
     let source = event.cluster.as_deref().map_or("/sipstuff-operator".to_owned(), source_of);
@@ -152,6 +152,9 @@ fn headers(event: &StatusEvent) -> HeaderMap {
     headers.insert(name("ce-subject"), event.name.as_str());
     headers.insert(name("ce-time"), event.time.to_string());
     headers.insert(name("content-type"), "application/json");
+    if let Some(traceparent) = &event.traceparent {
+        headers.insert(name(HEADER_TRACEPARENT), traceparent.as_str());
+    }
     headers
 }
 
@@ -172,4 +175,35 @@ fn log_change(event: &StatusEvent) {
         "{}",
         event.status
     );
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use jiff::{SignedDuration, Timestamp};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::call::{CallId, Fingerprint, validate};
+
+    const TEN_YEARS: Duration = Duration::from_secs(3650 * 86_400);
+
+    proptest! {
+        /// `Nats-TTL` is a signed number of nanoseconds at the server.
+        #[test]
+        fn no_accepted_request_can_overflow_the_lifetime_of_a_record(
+            now in 0..4_000_000_000_i64, ahead in -4_000_000_000..400 * 86_400_i64, revision in 0..1000_u64,
+        ) {
+            let (now, id) = (Timestamp::from_second(now).unwrap(), CallId::parse("a").unwrap());
+            let moment = now + SignedDuration::from_secs(ahead);
+            let body = serde_json::json!({"dest": "1", "text": "a", "not_before": moment}).to_string();
+            if let Ok(parsed) = validate::parse(body.as_bytes(), now) {
+                let mut event = StatusEvent::sample(id, Fingerprint::of(b""), now, 1);
+                (event.not_before, event.revision) = (parsed.spec.not_before, revision);
+                let lifetime = time_to_live(TEN_YEARS, &event);
+                prop_assert!(lifetime >= TEN_YEARS && lifetime.as_nanos() < i64::MAX as u128 / 10, "{:?}", lifetime);
+            }
+        }
+    }
 }

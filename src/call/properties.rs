@@ -4,12 +4,14 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, validate};
+use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, TraceParent, validate};
 
 fn call() -> Call {
     let body =
         br#"{"dest": "+4930123456", "text": "Hello", "batch": "b", "metadata": {"order": "7"}, "max_attempts": 3}"#;
+    let trace = TraceParent::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     Call::new(CallId::parse("order-7").unwrap(), validate::parse(body, Timestamp::UNIX_EPOCH).unwrap().spec)
+        .in_trace(trace)
 }
 
 fn moment() -> impl Strategy<Value = Timestamp> {
@@ -113,6 +115,7 @@ fn unchanging(event: &StatusEvent) -> impl PartialEq + std::fmt::Debug + use<> {
         event.dest,
         event.metadata,
         event.max_attempts,
+        event.traceparent,
     )
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use warp::reply::Response;
 
 use crate::api::{self, Readiness};
-use crate::call::{Outcome, Status, StatusEvent};
+use crate::call::{Outcome, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -111,6 +111,9 @@ pub struct Job<'a> {
     /// Sequence in the queue's stream of the message that claimed the attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_sequence: Option<u64>,
+    /// The trace that the request belongs to (W3C Trace Context).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<&'a str>,
 }
 
 impl<'a> From<&'a StatusEvent> for Job<'a> {
@@ -144,6 +147,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             fingerprint,
             queue_sequence,
             max_attempts,
+            traceparent,
         } = event;
         Self {
             name: name.as_str(),
@@ -174,6 +178,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             metadata,
             fingerprint: fingerprint.as_str(),
             queue_sequence: *queue_sequence,
+            traceparent: traceparent.as_ref().map(TraceParent::as_str),
         }
     }
 }
@@ -231,7 +236,7 @@ mod tests {
             "cluster": "c", "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
             "started_at": "2026-07-01T10:00:02Z", "completed_at": "2026-07-01T10:00:03Z", "exit_code": 1,
             "outcome": "busy", "sip_code": 486, "reason": "r", "message": "m", "metadata": {"k": "v"},
-            "queue_sequence": 7, "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
+            "queue_sequence": 7, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
         }))
     }
 

@@ -31,7 +31,7 @@ where
     let parsed = validate::parse(&body, now())?;
     // The body's own id says who the call is wherever else the request travels, so it goes first.
     let by_key = parsed.id.is_none() && key.is_some();
-    let accepted = api.submit(parsed, body, key).await.map_err(|error| match error {
+    let accepted = api.submit(parsed, body, key, body::traceparent(headers)).await.map_err(|error| match error {
         Error::Conflict(key) if by_key => Problem::key_reused(&key),
         other => other.into(),
     })?;

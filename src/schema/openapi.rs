@@ -168,6 +168,12 @@ fn submit() -> Value {
             "description": "The call's id, where the body has no `id`: sent again with the same request, no second call is made. \
                 In quotes, as the draft asks (draft-ietf-httpapi-idempotency-key-header), or without.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 258, "pattern": KEY_PATTERN},
+        }, {
+            "name": "traceparent",
+            "in": "header",
+            "description": "The trace that the request belongs to (W3C Trace Context): handed on to the call's events and to its \
+                caller. An invalid one is ignored.",
+            "schema": {"type": "string"},
         }],
         "requestBody": {
             "required": true,

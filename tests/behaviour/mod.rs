@@ -4,5 +4,6 @@ mod bad_input;
 mod batches;
 mod commands;
 mod end_to_end;
+mod headers;
 pub(crate) mod http;
 mod idempotency;
