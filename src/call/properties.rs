@@ -57,7 +57,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// The diagram in the design, edge by edge, as a second opinion on `may_follow`.
+/// The diagram of states, edge by edge, as a second opinion on `may_follow`.
 const DIAGRAM: &str = "
     none: queued scheduled pending expired rejected
     queued: scheduled pending cancelled expired rejected
@@ -137,7 +137,7 @@ proptest! {
     }
 
     #[test]
-    fn final_is_what_the_design_calls_final(changes in prop::collection::vec((change(), moment()), 1..60)) {
+    fn final_is_what_ends_a_call(changes in prop::collection::vec((change(), moment()), 1..60)) {
         for event in live(changes)? {
             match event.status {
                 Status::Succeeded | Status::Cancelled | Status::Expired | Status::Rejected => prop_assert!(event.is_final),

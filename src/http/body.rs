@@ -50,7 +50,7 @@ where
     let limit = settings.max_body_bytes;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
-        // Who asks before sending is told before sending.
+        // A client that asks before it sends (`Expect`) gets its answer before it sends.
         if !headers.contains_key(header::EXPECT) {
             discard(body).await;
         }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endless_body_is_neither_held_nor_read_for_ever() {
+    async fn an_endless_body_is_neither_kept_nor_read_to_its_end() {
         let endless = stream::repeat_with(|| Ok(&[0_u8; 4096][..]));
         assert_eq!(read(&small(), &HeaderMap::new(), endless).await.unwrap_err().kind(), Kind::TooLarge);
         let stalls = pieces(&["abcdefg"]).chain(stream::pending());

@@ -1,4 +1,4 @@
-//! What answers look like: the seed operator's fields first, under its names, then ours.
+//! The bodies of answers: the fields of the Python service (sipstuff-k8s-operator) first, under its names, then ours.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::call::{Outcome, Status, StatusEvent, TraceParent};
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Accepted<'a> {
-    /// The call's name, which is the name of its first attempt's Job; `GET /jobs/{job_name}` tells how it is.
+    /// The call's name, which is the name of its first attempt's Job; `GET /jobs/{job_name}` shows its state.
     pub job_name: &'a str,
     /// Kubernetes namespace of the Job.
     pub namespace: &'a str,
@@ -39,7 +39,7 @@ impl<'a> From<&'a api::Accepted> for Accepted<'a> {
     }
 }
 
-/// A call as `GET /jobs` shows it: the seed's five fields, then the rest of its last [`StatusEvent`]. Times are RFC 3339.
+/// A call as `GET /jobs` shows it: the five fields of the Python service, then the rest of its last [`StatusEvent`]. Times are RFC 3339.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Job<'a> {
     /// The call's name, which is the name of its first attempt's Job.
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_five_fields_come_first_and_are_there_even_as_null() {
+    fn the_five_fields_of_the_python_service_come_first_even_as_null() {
         let text = serde_json::to_string(&Job::from(&event(json!({})))).unwrap();
         let seed = r#"{"name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","created_at":null,"completed_at":null,"#;
         assert!(text.starts_with(seed), "{text}");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acceptance_begins_with_the_seeds_three_fields() {
+    fn an_acceptance_begins_with_the_three_fields_of_the_python_service() {
         let accepted = api::Accepted { event: event(json!({})), fresh: false };
         let text = serde_json::to_string(&Accepted::from(&accepted)).unwrap();
         assert_eq!(

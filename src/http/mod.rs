@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use dto::{Accepted, Job, Ready};
 pub use server::serve;
 
-/// What the HTTP side can be told. The defaults are those of the operator.
+/// The limits of the HTTP side. The defaults are the operator's.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     /// Largest request body, in bytes; a larger one is answered 413. Default 512 KiB.

@@ -50,7 +50,7 @@ fn status_of_call() -> Value {
     let mut channel = channel(
         "sip.status.{name}",
         "statusEvent",
-        "One call's story: its last message is the call's state. Stream SIP_STATUS; who must miss nothing makes a durable consumer on it.",
+        "The history of one call: its last message is the call's state. Stream SIP_STATUS; to miss nothing, make a durable consumer on it.",
     );
     channel["parameters"] = json!({"name": {"description": "The call's name, which is its first attempt's Job name."}});
     channel
@@ -66,10 +66,10 @@ fn channel(address: &str, message: &str, description: &str) -> Value {
 
 fn operations() -> Value {
     json!({
-        "takeCall": operation("receive", "calls", "callRequest", "Places the call that a message asks for."),
-        "tellEveryone": operation("send", "status", "statusEvent", "Tells of every change of state."),
+        "receiveCallRequest": operation("receive", "calls", "callRequest", "Places the call that a message asks for."),
+        "publishStatus": operation("send", "status", "statusEvent", "Publishes every change of a call's state."),
         "recordChange": operation("send", "statusOfCall", "statusEvent", "Records a change of a call's state, by compare-and-set."),
-        "putAside": operation("send", "dead", "deadLetter", "Puts aside a message that cannot become a call."),
+        "storeDeadLetter": operation("send", "dead", "deadLetter", "Keeps a message that cannot become a call."),
     })
 }
 

@@ -1,5 +1,5 @@
-//! What is no call: by NATS and by HTTP, by mistake and by malice. A clear answer or a dead letter with the reason, never a
-//! crash, and the good call behind it still goes through.
+//! Invalid requests, by NATS and by HTTP, by mistake and by malice: a clear answer or a dead letter with the reason, never a
+//! crash, and the valid call behind them still goes through.
 
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::support::setup::{PATIENCE, Stage, name_of, request_of};
 use crate::support::status::{Reply, http_client, messages_in, send};
 use crate::support::{NatsOptions, Operator, eventually};
 
-/// One thing that is no call.
+/// One invalid request.
 struct Bad {
     what: &'static str,
     body: Vec<u8>,
@@ -125,7 +125,7 @@ async fn a_good_call_goes_through(stage: &Stage, operator: &mut Operator, id: &s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_call_becomes_a_dead_letter_with_its_reason() {
+async fn an_invalid_request_becomes_a_dead_letter_with_its_reason() {
     let stage = Stage::machine(0.1).await;
     let mut operator = stage.operator().await;
     let all = everything_bad();
@@ -152,7 +152,7 @@ async fn what_is_no_call_becomes_a_dead_letter_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_call_is_refused_by_http_with_everything_that_is_wrong() {
+async fn an_invalid_request_is_refused_by_http_with_every_error() {
     let stage = Stage::machine(0.1).await;
     let mut operator = stage.operator().await;
     for bad in everything_bad() {
@@ -169,7 +169,7 @@ async fn what_is_no_call_is_refused_by_http_with_everything_that_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_as_large_as_the_server_takes_is_put_aside_too() {
+async fn a_message_of_the_largest_size_becomes_a_dead_letter_too() {
     let stage = Stage::machine(0.1).await;
     let mut operator = stage.operator().await;
     stage.publish(&[], vec![b'x'; 1024 * 1024]).await;
@@ -184,12 +184,12 @@ async fn a_message_as_large_as_the_server_takes_is_put_aside_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_that_make_no_sense_are_no_harm() {
+async fn headers_that_make_no_sense_do_no_harm() {
     let stage = Stage::machine(0.1).await;
     let mut operator = stage.operator().await;
     let nameless = |text: &str| json!({"dest": "1", "text": text}).to_string();
     let huge = "x".repeat(60_000);
-    // An id that is none: which call it is cannot be said.
+    // An invalid id: there is no way to say which call it is.
     for id in [huge.as_str(), "tab\there", &"ä".repeat(129)] {
         stage.publish(&[("Nats-Msg-Id", id)], nameless("bad id")).await;
         stage.publish(&[("Sip-Call-Id", id)], nameless("bad id")).await;
