@@ -24,7 +24,7 @@ use async_nats::{
 use jiff::Timestamp;
 
 use crate::{
-    call::{CallName, StatusEvent},
+    call::{CallName, StatusEvent, traceparent::HEADER_TRACEPARENT},
     nats::{
         Names, NatsError, NatsErrorKind, connect,
         get::{self, Stored, Which},
@@ -216,7 +216,7 @@ fn is_followed(info: &Info) -> bool {
     cluster.leader_since.is_some() && (heard + 1) * 2 > cluster.replicas.len() + 1
 }
 
-/// CloudEvents 1.0 attributes in binary mode (NATS protocol binding).
+/// CloudEvents 1.0 attributes in binary mode (NATS protocol binding), and the trace of the request.
 fn headers(event: &StatusEvent) -> HeaderMap {
     let name = HeaderName::from_static;
     let source = event.cluster.as_deref().map_or("/sipstuff-operator".to_owned(), source_of);
@@ -228,6 +228,9 @@ fn headers(event: &StatusEvent) -> HeaderMap {
     headers.insert(name("ce-subject"), event.name.as_str());
     headers.insert(name("ce-time"), event.time.to_string());
     headers.insert(name("content-type"), "application/json");
+    if let Some(traceparent) = &event.traceparent {
+        headers.insert(name(HEADER_TRACEPARENT), traceparent.as_str());
+    }
     headers
 }
 

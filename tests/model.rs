@@ -437,7 +437,7 @@ impl World {
     async fn publish(&mut self, call: usize, accepted: bool, another: bool) {
         let (id, body) = (id(call), body(call, another));
         if accepted {
-            let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now() };
+            let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now(), traceparent: None };
             self.inbox.publish(labels, body).await.unwrap();
         } else {
             let mut headers = async_nats::HeaderMap::new();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Api, Error, Parts};
 use crate::{
-    call::{Call, CallId, Change, Status, StatusEvent, validate::Parsed},
+    call::{Call, CallId, Change, Status, StatusEvent, TraceParent, validate::Parsed},
     clock::{self, now},
     nats::NatsErrorKind,
     queue::inbox::Labels,
@@ -21,7 +21,7 @@ pub struct Accepted {
 
 impl Api {
     /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
-    /// when the request has none.
+    /// when the request has none, `traceparent` is handed on.
     ///
     /// # Errors
     /// [`Error`]; nothing was accepted then (or, when NATS is unavailable, perhaps), and the same request with the same
@@ -31,11 +31,12 @@ impl Api {
         parsed: Parsed,
         body: Bytes,
         idempotency_key: Option<CallId>,
+        traceparent: Option<TraceParent>,
     ) -> Result<Accepted, Error> {
         let parts = self.parts()?;
         let given = parsed.id.or(idempotency_key);
         let is_new = given.is_none();
-        let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec);
+        let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec).in_trace(traceparent);
         if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
     }
 }
@@ -45,7 +46,7 @@ impl Parts {
     /// lost is made up for by whoever dials.
     async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
         let queued_at = now();
-        let labels = Labels { id: &call.id, attempt: 1, queued_at };
+        let labels = Labels { id: &call.id, attempt: 1, queued_at, traceparent: call.traceparent.as_ref() };
         let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
             .expect("a call may begin with `queued`");
         self.inbox.publish(labels, body).await?;
@@ -66,7 +67,8 @@ impl Parts {
     async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
         let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
         if event.status == Status::Queued {
-            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at };
+            let traceparent = event.traceparent.as_ref();
+            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };
             self.inbox.publish(labels, body).await?;
         }
         Ok(Accepted { event, fresh: false })

@@ -36,7 +36,8 @@ pub struct CallRequest {
     /// Callee: a phone number or a SIP URI. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dest: Option<String>,
-    /// What is said, by text to speech: at most 10,000 characters, of the control characters only line breaks (`\n`) and tabs.
+    /// What is said, by text to speech: at most 10,000 characters, with line breaks (`\n`) and tabs as the
+    /// only control characters.
     /// Exactly one of `text` and `wav`; an empty one is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,

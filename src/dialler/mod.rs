@@ -135,7 +135,7 @@ impl Dialler {
             let fingerprint = Fingerprint::of(&delivery.payload);
             let namespace = &self.defaults.namespace;
             let event = StatusEvent::rejected(id, fingerprint, namespace, delivery.queued_at(), reason, now());
-            if self.append_first(event).await.is_none() {
+            if self.append_first(event.in_trace(delivery.traceparent())).await.is_none() {
                 return Settlement::Nak(None);
             }
         }
@@ -165,7 +165,7 @@ fn decode(delivery: &Delivery) -> Result<Call, Unfit> {
     // The clock of whoever accepted it may be ahead of this one.
     match validate::parse(&delivery.payload, now() + CLOCKS_DIFFER_BY) {
         Ok(parsed) => match identify(delivery, parsed.id) {
-            Ok(id) => Ok(Call::new(id, parsed.spec)),
+            Ok(id) => Ok(Call::new(id, parsed.spec).in_trace(delivery.traceparent())),
             Err(refusal) => Err(Unfit { id: None, refusal }),
         },
         Err(refusal) => {

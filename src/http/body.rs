@@ -1,5 +1,5 @@
-//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, and its
-//! `Idempotency-Key`.
+//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, its
+//! `Idempotency-Key`, its trace.
 
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::HttpSettings;
 use super::body_budget::FREE_BYTES;
 use super::problem::{Kind, Problem};
-use crate::call::CallId;
+use crate::call::traceparent::HEADER_TRACEPARENT;
+use crate::call::{CallId, TraceParent};
 
 /// How much of a body that is too large is read and forgotten, and for how long, so that the client gets to read the answer
 /// instead of a connection reset in the middle of its writing.
@@ -50,7 +51,7 @@ where
     let limit = settings.max_body_bytes;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
-        // Who asks before sending is told before sending.
+        // A client that asks before it sends (`Expect`) gets its answer before it sends.
         if !headers.contains_key(header::EXPECT) {
             discard(body).await;
         }
@@ -160,6 +161,13 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Pro
     CallId::parse(text).map(Some).map_err(|error| wrong(error.to_string()))
 }
 
+/// The trace that the request belongs to; an invalid or a second one is ignored, as W3C Trace Context asks.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(HEADER_TRACEPARENT).iter();
+    let first = TraceParent::parse(given.next()?.to_str().ok()?);
+    first.filter(|_| given.next().is_none())
+}
+
 /// The rest of a quoted string, in which `\"` and `\\` stand for a quote and a backslash.
 fn unquoted(rest: &str) -> Option<String> {
     let (mut text, mut rest) = (String::new(), rest.strip_suffix('"')?.chars());
@@ -247,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endless_body_is_neither_held_nor_read_endlessly() {
+    async fn an_endless_body_is_neither_kept_nor_read_to_its_end() {
         let endless = stream::repeat_with(|| Ok(&[0_u8; 4096][..]));
         assert_eq!(read(&small(), &HeaderMap::new(), endless).await.unwrap_err().kind(), Kind::TooLarge);
         let stalls = pieces(&["abcdefg"]).chain(stream::pending());
@@ -286,6 +294,15 @@ mod tests {
         let other = read(&settings, &length, large());
         assert!(futures::FutureExt::now_or_never(other).is_none(), "waits for the first");
         drop(held);
+    }
+
+    #[test]
+    fn an_invalid_trace_is_ignored_and_so_are_two() {
+        const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(traceparent(&headers(&[("traceparent", TRACE)])).unwrap().as_str(), TRACE);
+        for given in [&[][..], &[("traceparent", "00-x")], &[("traceparent", TRACE), ("traceparent", TRACE)]] {
+            assert_eq!(traceparent(&headers(given)), None, "{given:?}");
+        }
     }
 
     #[test]

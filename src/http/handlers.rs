@@ -31,7 +31,7 @@ where
     let parsed = validate::parse(&body, now())?;
     // The body's own id says who the call is wherever else the request travels, so it goes first.
     let by_key = parsed.id.is_none() && key.is_some();
-    let accepted = api.submit(parsed, body, key).await.map_err(|error| match error {
+    let accepted = api.submit(parsed, body, key, body::traceparent(headers)).await.map_err(|error| match error {
         Error::Conflict(key) if by_key => Problem::key_reused(&key),
         other => other.into(),
     })?;
@@ -81,8 +81,7 @@ pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, raw_query: &str
     Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_batch(&batch).await?))
 }
 
-/// `GET /health`, as the seed answers it (the process serves), and how the queue was when it was asked last; null while that is
-/// not known.
+/// `GET /health`: the process serves, as the Python service answers it, and the last known state of the queue, or null.
 pub(super) fn health(api: &Api) -> Response {
     let version = env!("CARGO_PKG_VERSION");
     dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": api.queue_state() }))

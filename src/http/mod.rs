@@ -23,7 +23,7 @@ pub use body_budget::BodyBudget;
 pub use dto::{Accepted, Job, Ready};
 pub use server::{serve, serve_admin};
 
-/// What the HTTP side can be told. The defaults are those of the operator.
+/// The limits of the HTTP side. The defaults are the operator's.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     /// Largest request body, in bytes; a larger one is answered 413. Default 512 KiB.

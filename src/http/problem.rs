@@ -8,7 +8,7 @@ use warp::{Rejection, reject, reply::Response};
 use crate::call::{FieldError, Refusal};
 use crate::{api, error_chain::error_chain};
 
-/// What went wrong. Clients tell the kinds apart by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
+/// What went wrong. Clients distinguish the kinds by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     BadRequest,
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Busy,
     KeyReused,
     QueueFull,
-    QueueAway,
+    QueueUnavailable,
     IndexBehind,
     Internal,
 }
@@ -62,9 +62,11 @@ impl Kind {
             Kind::Busy => Row { retry_after: Some(2), ..row(503, "busy", "Too many large requests at once") },
             // A full queue drains at the speed of phone calls; a lost connection is usually back at once.
             Kind::QueueFull => Row { retry_after: Some(10), ..row(503, "queue-full", "The queue is full") },
-            Kind::QueueAway => Row { retry_after: Some(2), ..row(503, "queue-away", "The queue does not answer") },
             Kind::IndexBehind => {
                 Row { retry_after: Some(5), ..row(503, "index-behind", "The index of calls is not complete") }
+            }
+            Kind::QueueUnavailable => {
+                Row { retry_after: Some(2), ..row(503, "queue-unavailable", "The queue does not answer") }
             }
         }
     }
@@ -91,7 +93,7 @@ struct Body<'a> {
 }
 
 impl Problem {
-    /// `detail` says what is wrong with this very request, and what to do about it.
+    /// `detail` says what is wrong with this request, and what to do about it.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), errors: Vec::new(), allow: None }
     }
@@ -195,7 +197,7 @@ impl From<api::Error> for Problem {
             api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
             api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),
             api::Error::Behind(_) => Self::new(Kind::IndexBehind, &text),
-            api::Error::Unavailable(_) => Self::new(Kind::QueueAway, &text),
+            api::Error::Unavailable(_) => Self::new(Kind::QueueUnavailable, &text),
         }
     }
 }
@@ -252,7 +254,7 @@ mod tests {
         Kind::Busy,
         Kind::KeyReused,
         Kind::QueueFull,
-        Kind::QueueAway,
+        Kind::QueueUnavailable,
         Kind::IndexBehind,
         Kind::Internal,
     ];
@@ -293,7 +295,7 @@ mod tests {
             (api::Error::BadCursor("x".to_owned()).into(), Kind::InvalidRequest, 422),
             (nats(NatsErrorKind::Full), Kind::QueueFull, 503),
             (nats(NatsErrorKind::TooLarge), Kind::TooLarge, 413),
-            (nats(NatsErrorKind::Unavailable), Kind::QueueAway, 503),
+            (nats(NatsErrorKind::Unavailable), Kind::QueueUnavailable, 503),
             (nats(NatsErrorKind::Corrupt), Kind::Internal, 500),
         ];
         for (problem, kind, status) in table {

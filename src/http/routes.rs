@@ -110,7 +110,7 @@ where
     path.and(get_or_head().map(answer).or(other_methods(READ)).unify())
 }
 
-/// HEAD is GET without the body, which hyper leaves away (RFC 9110 section 9.3.2).
+/// HEAD is GET without the body, which hyper omits (RFC 9110 section 9.3.2).
 fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy + Send + Sync {
     warp::get().or(warp::head()).unify()
 }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_is_the_seeds_and_livez_the_same() {
+    async fn health_and_livez_answer_status_and_version() {
         for path in ["/health", "/health/", "/livez", "/health?t=1"] {
             let (parts, body) = ask("GET", path).await;
             assert_eq!(parts.status, 200, "{path}");
@@ -236,7 +236,7 @@ mod tests {
             ("", "application/json", 400, "malformed-json"),
             (r#"{"dest": ""}"#, "application/json", 422, "invalid-request"),
             (good, "text/xml", 415, "unsupported-media-type"),
-            (good, "application/json", 503, "queue-away"),
+            (good, "application/json", 503, "queue-unavailable"),
         ];
         for (sent, media_type, status, kind) in table {
             let request = warp::test::request().method("POST").path("/call").header("content-type", media_type);

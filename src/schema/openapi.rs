@@ -17,8 +17,8 @@ pub(super) fn document() -> Value {
         ),
         "servers": [{"url": "/"}],
         "tags": [
-            {"name": "calls", "description": "Place calls and see how they went."},
-            {"name": "operation", "description": "For probes and people who run the operator."},
+            {"name": "calls", "description": "Place calls and see their outcomes."},
+            {"name": "operation", "description": "For probes and for those who run the operator."},
         ],
         "paths": {
             "/call": {"post": submit()},
@@ -46,7 +46,7 @@ fn schemas() -> Value {
             "type": "object",
             "required": ["status", "version"],
             "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."},
-                "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "How the queue is, at most a few seconds old; null while NATS does not say. Only in /health."},
+                "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "The state of the queue, at most a few seconds old; null while NATS does not answer. Only in /health."},
             },
         },
         "Ready": readiness(),
@@ -82,8 +82,8 @@ fn problem() -> Value {
             "type": {"type": "string", "format": "uri", "description": "`urn:sipstuff:problem:` and a word that never changes."},
             "title": {"type": "string"},
             "status": {"type": "integer", "description": "The HTTP status."},
-            "detail": {"type": "string", "description": "What is wrong with this very request."},
-            "errors": {"type": "array", "description": "Everything that is wrong, where fields are.", "items": {
+            "detail": {"type": "string", "description": "What is wrong with this request, and what to do about it."},
+            "errors": {"type": "array", "description": "Every field that is wrong.", "items": {
                 "type": "object",
                 "required": ["field", "message"],
                 "properties": {
@@ -156,8 +156,7 @@ fn submit() -> Value {
         "The call is in the queue, durably. The same id and request again answers its present state.",
         &component("Accepted"),
     );
-    accepted["headers"] =
-        json!({"Location": {"description": "Where the call is to be seen.", "schema": {"type": "string"}}});
+    accepted["headers"] = json!({"Location": {"description": "The path of the call.", "schema": {"type": "string"}}});
     json!({
         "operationId": "submitCall",
         "tags": ["calls"],
@@ -168,6 +167,12 @@ fn submit() -> Value {
             "description": "The call's id, where the body has no `id`: sent again with the same request, no second call is made. \
                 In quotes, as the draft asks (draft-ietf-httpapi-idempotency-key-header), or without.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 258, "pattern": KEY_PATTERN},
+        }, {
+            "name": "traceparent",
+            "in": "header",
+            "description": "The trace that the request belongs to (W3C Trace Context): handed on to the call's events and to its \
+                caller. An invalid one is ignored.",
+            "schema": {"type": "string"},
         }],
         "requestBody": {
             "required": true,

@@ -40,7 +40,7 @@ fn the_schema_takes_what_the_validator_takes_and_refuses_what_it_refuses() {
 }
 
 #[test]
-fn what_is_no_object_is_no_request() {
+fn only_an_object_is_a_request() {
     let schema = validator("call-request.schema.json");
     for body in [json!(null), json!(5), json!("a"), json!([]), json!({})] {
         assert!(!schema.is_valid(&body) && parse(body.to_string().as_bytes()).is_err(), "{body}");

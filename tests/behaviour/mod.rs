@@ -10,6 +10,7 @@ mod end_to_end;
 mod expiry;
 mod first_words;
 mod full_queue;
+mod headers;
 mod http;
 mod idempotency;
 mod logging;

@@ -20,7 +20,7 @@ const MAX_PATH: usize = 4095;
 const MAX_LIST: usize = 1024;
 /// Longest password, which may be a token.
 pub const MAX_PASSWORD: usize = 1024;
-/// How far ahead a moment may be: a year. Further ahead, timers and lifetimes would overflow in the end, and nobody plans a call.
+/// How far ahead a moment may be: a year. Nobody plans a call further ahead, and in the year 2262 timers overflow.
 pub const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(366 * 24);
 /// Most entries of `metadata`: it is repeated in every status event.
 pub const MAX_METADATA_ENTRIES: usize = 16;
@@ -118,10 +118,10 @@ impl Rule {
     /// What is accepted, to end an error with.
     pub fn accepted(self) -> String {
         match self {
-            Rule::Id => format!("1 to {MAX_ID} characters, none of them a control character"),
-            Rule::Speech => format!("1 to {MAX_TEXT} characters, of the control characters only \\n and \\t"),
-            Rule::Line(what, most) => format!("{what}: 1 to {most} characters, none of them a control character"),
-            Rule::Password => format!("1 to {MAX_PASSWORD} characters, none of them a control character"),
+            Rule::Id => format!("1 to {MAX_ID} characters without control characters"),
+            Rule::Speech => format!("1 to {MAX_TEXT} characters, with \\n and \\t as the only control characters"),
+            Rule::Line(what, most) => format!("{what}: 1 to {most} characters without control characters"),
+            Rule::Password => format!("1 to {MAX_PASSWORD} characters without control characters"),
             Rule::Integer(least, most) => format!("a whole number from {least} to {most}"),
             Rule::Number(least, most) => format!("a number from {least} to {most}"),
             Rule::Flag => "true or false".to_owned(),

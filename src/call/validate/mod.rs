@@ -94,12 +94,12 @@ fn judge(fields: &Map<String, Value>, repeated: Vec<FieldError>, now: Timestamp)
         return Err(errors);
     }
     // Not quoted: what serde says of a value could hold a password.
-    let undecodable = |_| vec![FieldError::new("", "cannot be decoded, although every field by itself is good")];
+    let undecodable = |_| vec![FieldError::new("", "cannot be decoded, although every field by itself is valid")];
     let request: CallRequest = serde_json::from_value(Value::Object(checked)).map_err(undecodable)?;
     CallSpec::from_checked(request).ok_or_else(|| vec![FieldError::new("", "has no `dest`, or nothing to play")])
 }
 
-/// Every known field by itself: the good ones as the wire model decodes them, and what is wrong with the others.
+/// Every known field by itself: the valid ones as the wire model decodes them, and the errors of the others.
 fn check_each(fields: &Map<String, Value>, now: Timestamp) -> (Map<String, Value>, Vec<FieldError>) {
     let (mut checked, mut errors) = (Map::new(), Vec::new());
     for (name, rule) in FIELDS {

@@ -1,4 +1,4 @@
-//! Requests that are taken and requests that are not, with what the requester is told.
+//! Which requests are accepted, and the errors for those that are not.
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
@@ -118,14 +118,14 @@ fn all_problems_are_listed_at_once() {
 }
 
 #[test]
-fn a_field_that_is_there_but_wrong_is_not_also_missing() {
+fn a_field_that_is_given_but_wrong_is_not_also_missing() {
     let body = json!({"dest": 5, "text": "\u{1}", "record": 5, "transcribe": true});
     let fields: Vec<_> = errors(&body).into_iter().map(|error| error.field).collect();
     assert_eq!(fields, ["dest", "text", "record"]);
 }
 
 #[test]
-fn an_endless_list_of_problems_is_cut() {
+fn a_long_list_of_errors_is_cut() {
     let body: serde_json::Map<String, Value> = (0..5000).map(|field| (format!("x{field}"), json!(1))).collect();
     let errors = errors(&Value::Object(body));
     assert_eq!(errors.len(), MAX_ERRORS + 1);
@@ -142,7 +142,7 @@ fn a_value_is_quoted_up_to_60_characters() {
 }
 
 #[test]
-fn what_is_no_object_is_one_problem_of_the_whole() {
+fn a_body_that_is_not_an_object_is_one_error_of_the_whole_request() {
     for body in ["null", "5", "\"hunter2\"", "[]", "true"] {
         let Err(Refusal::Invalid { id: None, errors }) = parse(body.as_bytes()) else { panic!("{body}") };
         assert_eq!((errors.len(), errors[0].field.as_str()), (1, ""));
@@ -199,7 +199,7 @@ fn of_two_ids_neither_is_the_calls() {
 }
 
 #[test]
-fn what_is_no_json_says_where_and_quotes_nothing() {
+fn a_syntax_error_names_its_place_and_quotes_nothing() {
     let deep = format!("{{\"metadata\": {}", "[".repeat(200));
     let table: [&[u8]; 10] = [
         b"",
@@ -226,7 +226,7 @@ fn a_byte_order_mark_is_skipped() {
 }
 
 #[test]
-fn the_id_of_a_refused_request_is_told_when_it_is_good() {
+fn the_id_of_a_refused_request_is_reported_when_it_is_valid() {
     let id = |body: Value| match parse(body.to_string().as_bytes()) {
         Err(Refusal::Invalid { id, .. }) => id.map(|id| id.to_string()),
         other => panic!("{other:?}"),
@@ -404,7 +404,7 @@ proptest! {
     #[test]
     fn any_json_in_any_field_is_judged_without_a_panic(body in any_request()) {
         if let Err(refusal) = parse(body.to_string().as_bytes()) {
-            let undecodable = refusal.to_string().contains("although every field by itself is good");
+            let undecodable = refusal.to_string().contains("although every field by itself is valid");
             prop_assert!(!undecodable, "the table lets through what the wire model does not take: {}", body);
         }
     }
@@ -416,8 +416,8 @@ proptest! {
             body[field] = if field == "timeout" { json!(0) } else { json!(password) };
         }
         let refusal = parse(body.to_string().as_bytes()).unwrap_err();
-        let told = format!("{refusal} {refusal:?}");
-        prop_assert!(!told.contains(&password[..12]));
+        let shown = format!("{refusal} {refusal:?}");
+        prop_assert!(!shown.contains(&password[..12]));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A flag for every field of a request, and `--data` under them. The flags are read from the validator's own table of fields, so
-//! that a new field has its flag at once, and what they say is judged by the validator alone.
+//! A flag for every field of a request, and `--data`, which they override. The flags are made from the validator's table of fields,
+//! so that a new field has its flag at once, and only the validator judges their values.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Number, Value};
@@ -21,17 +21,17 @@ pub struct RequestFlags {
 #[derive(Debug, Clone)]
 struct Given {
     field: &'static str,
-    /// What it says, or what is wrong with how it is written.
+    /// Its value, or the error in how it is written.
     value: Result<Value, String>,
 }
 
-/// Why flags and `--data` are no request. Never quotes a password.
+/// Why flags and `--data` are not a valid request. Never quotes a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// `--data` by itself is none.
+    /// `--data` by itself is not valid.
     #[error("--data: {0}")]
     Data(Refusal),
-    /// With the flags it is none; every problem is listed under the name of its flag.
+    /// With the flags it is not valid; every error is listed under the name of its flag.
     #[error("invalid request: {}", list(.0))]
     Flags(Vec<FieldError>),
 }
@@ -182,7 +182,7 @@ fn switched(matches: &ArgMatches, field: &str) -> Option<bool> {
     }
 }
 
-/// What is written after a flag, as JSON. What is no number, where one belongs, stays a string for the validator to refuse.
+/// The value of a flag as JSON. Text in place of a number stays a string, which the validator refuses.
 fn read_value(rule: Rule, text: &str) -> Result<Value, String> {
     match rule {
         Rule::Integer(..) | Rule::Number(..) => {
@@ -203,10 +203,10 @@ fn pairs(text: &str) -> Result<Map<String, Value>, String> {
     let mut pairs = Map::new();
     for entry in entries(text) {
         let Some((key, value)) = entry.split_once('=') else {
-            return Err(format!("`{entry}` has no `=`; accepted: key=value,key2=value2"));
+            return Err(format!("`{entry}` has no `=`; write key=value,key2=value2"));
         };
         if pairs.insert(key.to_owned(), Value::String(value.to_owned())).is_some() {
-            return Err(format!("`{key}` is given twice; accepted: key=value,key2=value2"));
+            return Err(format!("`{key}` is given twice; write each key once"));
         }
     }
     Ok(pairs)

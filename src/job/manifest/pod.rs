@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{CONTAINER, INIT_CONTAINER, command, env, own_labels};
-use crate::call::CallSpec;
+use crate::call::Call;
 use crate::job::JobDefaults;
 
 /// Seconds that a caller has to hang up once its pod is to be stopped. The BYE goes out at once; the rest is for its answer and for
@@ -37,7 +37,8 @@ pub(super) fn host_directories(defaults: &JobDefaults) -> impl Iterator<Item = H
 }
 
 /// The pod of the Job `job`.
-pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> PodTemplateSpec {
+pub(super) fn pod_template(call: &Call, job: &str, defaults: &JobDefaults) -> PodTemplateSpec {
+    let spec = &call.spec;
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(own_labels(spec.batch.as_deref())), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
@@ -45,7 +46,7 @@ pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -
             // The caller has no business with the Kubernetes API, nor with other services of the namespace.
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            containers: vec![caller(spec, job, defaults)],
+            containers: vec![caller(call, job, defaults)],
             host_network: Some(defaults.host_network),
             init_containers: fix_permissions(defaults).map(|container| vec![container]),
             node_selector: Some(spec.node_selector.as_ref().unwrap_or(&defaults.node_selector).clone())
@@ -59,13 +60,13 @@ pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -
     }
 }
 
-fn caller(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> Container {
+fn caller(call: &Call, job: &str, defaults: &JobDefaults) -> Container {
     Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
         image_pull_policy: Some("Always".to_owned()),
-        command: Some(command::command_line(spec)),
-        env: Some(env::environment(spec, job, defaults)),
+        command: Some(command::command_line(&call.spec)),
+        env: Some(env::environment(call, job, defaults)),
         lifecycle: hang_up(defaults),
         volume_mounts: unless_empty(mounts(defaults)),
         security_context: Some(no_escalation()),
