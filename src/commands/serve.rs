@@ -37,12 +37,12 @@ use crate::{
     status_log::StatusLog,
 };
 
-/// How old what health and metrics tell of the queue may be.
+/// How old the state of the queue in `/health` and `/metrics` may be.
 const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
-/// Why nothing was started; never shown, since whoever asked for the end does not wait for it.
+/// Why nothing was started; not shown, since a signal came first.
 const STOPPED: &str = "asked to end before the start was complete";
 
 /// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.

@@ -121,7 +121,7 @@ impl Request {
         self.consumer.request_batch(wish, self.inbox.clone()).await.map_err(NatsError::of)
     }
 
-    /// Hands on what comes until the request is fulfilled or has expired; a server that shows no sign of life is an error.
+    /// Hands on what comes until the request is fulfilled or has expired; a server that sends no heartbeats is an error.
     async fn fulfil(
         &mut self,
         jetstream: &Context,
@@ -132,7 +132,7 @@ impl Request {
         while free.peek().is_some() {
             let message = tokio::time::timeout(PULL_HEARTBEAT * 2, self.messages.next())
                 .await
-                .map_err(|_| NatsError::unavailable("no sign of life for a waiting pull request"))?
+                .map_err(|_| NatsError::unavailable("the server sends no heartbeats for a waiting pull request"))?
                 .ok_or_else(|| NatsError::unavailable("the subscription ended"))?;
             match message.status {
                 None | Some(StatusCode::OK) => hand_on(jetstream, message, free.next(), work),

@@ -111,7 +111,7 @@ async fn move_one(inbox: &Inbox, message: Message) {
     let ack = match inbox.forward(&delivery).await {
         Ok(()) => AckKind::Ack,
         Err(error) => {
-            tracing::warn!(error = error.chain(), "a request that is due does not get into the queue yet");
+            tracing::warn!(error = error.chain(), "could not move a due request into the queue, will try again");
             AckKind::Nak(Some(RETRY_DELAY))
         }
     };

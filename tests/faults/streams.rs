@@ -34,9 +34,11 @@ const ALL: [Lost; 7] = [
 impl Lost {
     async fn delete(self, setup: &Setup) {
         match self {
-            Lost::Stream(stream) => drop(setup.js.delete_stream(stream).await.unwrap()),
+            Lost::Stream(stream) => {
+                setup.js.delete_stream(stream).await.unwrap();
+            }
             Lost::Consumer(stream, consumer) => {
-                drop(setup.js.delete_consumer_from_stream(consumer, stream).await.unwrap());
+                setup.js.delete_consumer_from_stream(consumer, stream).await.unwrap();
             }
         }
     }
