@@ -6,7 +6,7 @@
 //! Nothing irrevocable rests on what a lagging replica of the stream says: the last record of a call is asked of the stream's leader,
 //! and a record that a replica does not have is asked for there again.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderName,
@@ -21,6 +21,7 @@ use async_nats::{
     },
 };
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
@@ -111,8 +112,22 @@ impl StatusLog {
     /// [`NatsError`]; [`NatsErrorKind::Corrupt`] when the record cannot be decoded.
     pub async fn last(&self, name: &CallName) -> Result<Option<Recorded>, NatsError> {
         let subject = self.subject_of(name);
-        let stored = self.from_leader(Which::Last { last_by_subj: &subject }).await?;
-        stored.map(|stored| Ok(Recorded { event: decode(&stored)?, sequence: stored.sequence })).transpose()
+        let stored = self.ask_leader(Which::Last { last_by_subj: &subject }).await?;
+        let recorded = |stored: Stored| {
+            Ok(Recorded { event: decode(&stored.payload, stored.sequence)?, sequence: stored.sequence })
+        };
+        stored.map(recorded).transpose()
+    }
+
+    /// The state of a call as any replica of the stream has it, which may lag: for what goes on to an append in any case, since that
+    /// names the record that it follows.
+    ///
+    /// # Errors
+    /// As for [`Self::last`].
+    pub async fn glance(&self, name: &CallName) -> Result<Option<StatusEvent>, NatsError> {
+        let subject = self.subject_of(name);
+        let payload = self.ask_any_replica(Which::Last { last_by_subj: &subject }).await?;
+        payload.map(|payload| decode(&payload, &subject)).transpose()
     }
 
     /// The record with that sequence, from any replica that has it; `None` when the leader says that it is gone.
@@ -120,11 +135,13 @@ impl StatusLog {
     /// # Errors
     /// As for [`Self::last`].
     pub async fn at(&self, sequence: u64) -> Result<Option<Record>, NatsError> {
-        let stored = match get::from_any_replica(&self.jetstream, &self.stream_name, sequence).await? {
-            Some(stored) => Some(stored),
-            None => self.from_leader(Which::At { seq: sequence }).await?,
+        let which = Which::At { seq: sequence };
+        let payload = match self.ask_any_replica(which).await? {
+            Some(payload) => Some(payload),
+            None => self.ask_leader(which).await?.map(|stored| stored.payload),
         };
-        stored.map(|stored| Ok(Record { event: decode(&stored)?, bytes: stored.payload.len() })).transpose()
+        let record = |payload: Bytes| Ok(Record { event: decode(&payload, sequence)?, bytes: payload.len() });
+        payload.map(record).transpose()
     }
 
     /// The first record after that sequence, of whatever call, as it is stored; `None` when the leader has none.
@@ -132,11 +149,15 @@ impl StatusLog {
     /// # Errors
     /// [`NatsError`].
     pub async fn next_after(&self, sequence: u64) -> Result<Option<Stored>, NatsError> {
-        self.from_leader(Which::Next { next_by_subj: &self.all(), seq: sequence + 1 }).await
+        self.ask_leader(Which::Next { next_by_subj: &self.all(), seq: sequence + 1 }).await
     }
 
-    async fn from_leader(&self, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
-        get::from_leader(&self.jetstream, &self.stream_name, which).await
+    async fn ask_any_replica(&self, which: Which<'_>) -> Result<Option<Bytes>, NatsError> {
+        get::ask_any_replica(&self.jetstream, &self.stream_name, which).await
+    }
+
+    async fn ask_leader(&self, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
+        get::ask_leader(&self.jetstream, &self.stream_name, which).await
     }
 
     /// How far the log has come, by the word of a leader that most of the stream's servers follow. One that was stalled takes itself
@@ -198,14 +219,13 @@ fn time_to_live(retention: Duration, event: &StatusEvent) -> Duration {
     Duration::from_secs(seconds).min(LONGEST_RETENTION)
 }
 
-/// Decodes a record.
+/// Decodes a record; `place` says which one it is.
 ///
 /// # Errors
 /// [`NatsErrorKind::Corrupt`] when it is not a status event.
-fn decode(stored: &Stored) -> Result<StatusEvent, NatsError> {
-    let corrupt =
-        |error| NatsError::new(NatsErrorKind::Corrupt, error).during(format!("read record {}", stored.sequence));
-    serde_json::from_slice(&stored.payload).map_err(corrupt)
+fn decode(payload: &[u8], place: impl Display) -> Result<StatusEvent, NatsError> {
+    let corrupt = |error| NatsError::new(NatsErrorKind::Corrupt, error).during(format!("read record {place}"));
+    serde_json::from_slice(payload).map_err(corrupt)
 }
 
 /// Whether the server that answered leads the stream, and has heard from enough of the others to lead it still. A server that knows of

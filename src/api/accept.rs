@@ -53,7 +53,8 @@ impl Parts {
         match self.log.append(queued.clone(), 0).await {
             Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
             Err(error) if error.kind() == NatsErrorKind::Stale => {
-                Ok(Accepted { event: self.unless_conflict(call).await?.unwrap_or(queued), fresh: true })
+                let last = self.log.last(&call.name).await?.map(|last| last.event);
+                Ok(Accepted { event: unless_conflict(call, last)?.unwrap_or(queued), fresh: true })
             }
             Err(error) => {
                 tracing::debug!(error = error.chain(), "a call is in the queue, and its record is not confirmed");
@@ -65,7 +66,9 @@ impl Parts {
     /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
     /// first answer may have been lost on the way, and the dialler drops the second message.
     async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
-        let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
+        // A replica that lags costs no more than a second message.
+        let known = self.log.glance(&call.name).await?;
+        let Some(event) = unless_conflict(call, known)? else { return self.accept(call, body).await };
         if event.status == Status::Queued {
             let traceparent = event.traceparent.as_ref();
             let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };
@@ -73,11 +76,12 @@ impl Parts {
         }
         Ok(Accepted { event, fresh: false })
     }
+}
 
-    async fn unless_conflict(&self, call: &Call) -> Result<Option<StatusEvent>, Error> {
-        match self.log.last(&call.name).await? {
-            Some(last) if last.event.fingerprint != call.fingerprint => Err(Error::Conflict(call.id.to_string())),
-            last => Ok(last.map(|last| last.event)),
-        }
+/// What is recorded under the call's id, unless it belongs to another request.
+fn unless_conflict(call: &Call, recorded: Option<StatusEvent>) -> Result<Option<StatusEvent>, Error> {
+    match recorded {
+        Some(event) if event.fingerprint != call.fingerprint => Err(Error::Conflict(call.id.to_string())),
+        recorded => Ok(recorded),
     }
 }

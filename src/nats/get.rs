@@ -69,7 +69,7 @@ struct Message {
 ///
 /// # Errors
 /// [`NatsError`].
-pub async fn from_leader(jetstream: &Context, stream: &str, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
+pub async fn ask_leader(jetstream: &Context, stream: &str, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
     let request = Request { which, no_hdr: true };
     let answer = jetstream.request(format!("STREAM.MSG.GET.{stream}"), &request).await.map_err(NatsError::of)?;
     match answer {
@@ -83,18 +83,17 @@ pub async fn from_leader(jetstream: &Context, stream: &str, which: Which<'_>) ->
     }
 }
 
-/// Asks any replica for the message with a sequence, which takes half the time. `None` means that this replica does not have it,
-/// or not yet.
+/// Asks any replica, which takes half the time or less, and returns the body. `None` means that this replica does not have the
+/// message, or not yet.
 ///
 /// # Errors
 /// [`NatsError`].
-pub async fn from_any_replica(jetstream: &Context, stream: &str, sequence: u64) -> Result<Option<Stored>, NatsError> {
-    let request = Request { which: Which::At { seq: sequence }, no_hdr: true };
-    let request = serde_json::to_vec(&request).expect("numbers and texts always serialize");
+pub async fn ask_any_replica(jetstream: &Context, stream: &str, which: Which<'_>) -> Result<Option<Bytes>, NatsError> {
+    let request = serde_json::to_vec(&Request { which, no_hdr: true }).expect("numbers and texts always serialize");
     let subject = format!("$JS.API.DIRECT.GET.{stream}");
     let answer = jetstream.client().request(subject, request.into()).await.map_err(NatsError::of)?;
     match answer.status.map(|status| status.as_u16()) {
-        None => Ok(Some(Stored { sequence, payload: answer.payload })),
+        None => Ok(Some(answer.payload)),
         Some(404) => Ok(None),
         Some(_) => Err(NatsError::unavailable("the server did not take a direct get")),
     }
