@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and what is said back when it is wrong.
+//! The command line: its commands and flags, and what is printed when it is wrong.
 
 use clap::{
     Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand,
@@ -12,7 +12,7 @@ use crate::{
     nats::NatsSettings,
 };
 
-/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and tells how
+/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and reports how
 /// every call went. Without a command it serves.
 #[derive(Debug, Parser)]
 #[command(name = "sipstuff-operator", version, max_term_width = 110)]
@@ -80,7 +80,7 @@ pub struct Effective {
     pub value: String,
 }
 
-/// Parses the command line and the environment; also tells the configuration in effect. An empty variable counts as not set, as
+/// Parses the command line and the environment; also returns the configuration in effect. An empty variable counts as not set, as
 /// manifests often write it so.
 ///
 /// # Errors
@@ -136,7 +136,7 @@ fn without_empty_variables(command: Clap) -> Clap {
 struct BadValue {
     /// The flag's name, without dashes.
     long: String,
-    /// Whether it came from the environment: then it is told by its variable's name, since nobody typed the flag.
+    /// Whether it came from the environment: then it is named by its variable, since nobody typed the flag.
     is_variable: bool,
     text: String,
 }

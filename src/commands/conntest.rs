@@ -1,4 +1,4 @@
-//! `conntest`: asks everything that the operator needs whether it answers.
+//! `conntest`: tries everything that the operator depends on.
 
 use std::{fmt, process::ExitCode};
 
@@ -8,7 +8,7 @@ use async_nats::jetstream::account::Account;
 use super::{durability, open_runner};
 use crate::{config::Settings, error_chain::error_chain, job::JobDefaults, nats::connect, runner::Runner};
 
-/// What one of the things that the operator needs says.
+/// The result for one of the things that the operator depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// What was asked, such as `nats` or `kubernetes`.
@@ -17,7 +17,7 @@ pub struct Answer {
     pub address: String,
     /// Server and version, or in its own words why it cannot be used.
     pub result: Result<String, String>,
-    /// What works and may not be as it should.
+    /// What may not be as it should, although it works.
     pub warning: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Asks NATS and the runner, prints what each says, and answers 0 when both work, else 1.
+/// Tries NATS and the runner, prints a line for each, and returns the exit code: 0 when both work, else 1.
 ///
 /// # Errors
 /// The settings themselves are wrong.

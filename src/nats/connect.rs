@@ -145,7 +145,7 @@ async fn until(moment: Option<Instant>) {
 /// Connects once; from then on the connection heals itself.
 ///
 /// # Errors
-/// [`ConnectError`], which tells what can heal from what cannot.
+/// [`ConnectError`], which distinguishes what can heal from what cannot.
 pub async fn connect(settings: &NatsSettings) -> Result<Client, ConnectError> {
     connect_watched(settings, &Refusal::default()).await
 }
