@@ -94,6 +94,17 @@ pub struct Start {
     pub env: BTreeMap<String, String>,
 }
 
+/// A pod's status as the API server took it.
+#[derive(Debug, Clone)]
+pub struct Reported {
+    /// The Job that the pod belongs to.
+    pub job: String,
+    /// The pod's phase.
+    pub phase: String,
+    /// When the API server had answered.
+    pub at: Timestamp,
+}
+
 /// A running node. Its containers are killed with it; their pods stay as they were last reported, as when a machine is lost.
 #[derive(Debug)]
 pub struct TestNode {
@@ -106,6 +117,7 @@ struct Node {
     name: String,
     options: NodeOptions,
     starts: Mutex<Vec<Start>>,
+    reports: Mutex<Vec<Reported>>,
     running: Mutex<Running>,
     crashes: watch::Sender<HashSet<String>>,
     folder: Scratch,
@@ -125,8 +137,8 @@ impl TestNode {
         let name = format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = Scratch::new("node");
         install_python(&folder);
-        let (starts, running, crashes) = Default::default();
-        let node = Arc::new(Node { name, options, starts, running, crashes, folder });
+        let (starts, reports, running, crashes) = Default::default();
+        let node = Arc::new(Node { name, options, starts, reports, running, crashes, folder });
         let task = tokio::spawn(serve(Arc::clone(&node), client, namespace.to_owned()));
         Self { node, task }
     }
@@ -149,6 +161,17 @@ impl TestNode {
     /// How many containers were started.
     pub fn start_count(&self) -> usize {
         self.node.starts.lock().expect("no panic while the lock is held").len()
+    }
+
+    /// Every status of a pod that the API server took, in order.
+    pub fn reports(&self) -> Vec<Reported> {
+        self.node.reports.lock().expect("no panic while the lock is held").clone()
+    }
+
+    /// How many pods have ended and were reported so.
+    pub fn ended_count(&self) -> usize {
+        let reports = self.node.reports.lock().expect("no panic while the lock is held");
+        reports.iter().filter(|report| matches!(report.phase.as_str(), "Succeeded" | "Failed")).count()
     }
 
     /// How many containers run now.
@@ -197,6 +220,12 @@ impl Node {
         starts.push(start);
         let mut file = std::fs::File::options().create(true).append(true).open(self.folder.join("starts.jsonl"));
         let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
+    }
+
+    fn note_report(&self, job: &str, status: &Value) {
+        let phase = status["phase"].as_str().unwrap_or_default().to_owned();
+        let report = Reported { job: job.to_owned(), phase, at: Timestamp::now() };
+        self.reports.lock().expect("no panic while the lock is held").push(report);
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
@@ -543,10 +572,10 @@ impl PodTask {
 
     /// Patches the status until the API server takes it, or the pod is gone.
     async fn report(&self, status: Value) {
-        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": status}));
+        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": &status}));
         loop {
             match self.pods.patch_status(&self.name, &PatchParams::default(), &patch).await {
-                Ok(_) => return,
+                Ok(_) => return self.node.note_report(&self.job, &status),
                 Err(kube::Error::Api(status)) if status.code == 404 => return,
                 // Another pod of the same name; ours is gone.
                 Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains("UID") => return,
