@@ -37,14 +37,23 @@ impl Api {
         let given = parsed.id.or(idempotency_key);
         let is_new = given.is_none();
         let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec).in_trace(traceparent);
-        if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
+        if is_new { parts.accept(&call, body, Unrecorded::Accepted).await } else { parts.accept_once(&call, body).await }
     }
+}
+
+/// What it means that the queue has a call whose record is not confirmed.
+#[derive(Clone, Copy)]
+enum Unrecorded {
+    /// It was accepted. Without an id of the client's, sending it again would be another call.
+    Accepted,
+    /// The client sends it again. A call that is not in the log is missed by a cancel of its batch.
+    Retry,
 }
 
 impl Parts {
     /// The request first, then the record that it is queued: a refused request leaves nothing behind, and a record that gets
     /// lost is made up for by whoever dials.
-    async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
+    async fn accept(&self, call: &Call, body: Bytes, unrecorded: Unrecorded) -> Result<Accepted, Error> {
         let queued_at = now();
         let labels = Labels { id: &call.id, attempt: 1, queued_at, traceparent: call.traceparent.as_ref() };
         let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
@@ -56,6 +65,7 @@ impl Parts {
                 let last = self.log.last(&call.name).await?.map(|last| last.event);
                 Ok(Accepted { event: unless_conflict(call, last)?.unwrap_or(queued), fresh: true })
             }
+            Err(error) if matches!(unrecorded, Unrecorded::Retry) => Err(Error::Unavailable(error)),
             Err(error) => {
                 tracing::debug!(error = error.chain(), "a call is in the queue, and its record is not confirmed");
                 Ok(Accepted { event: queued, fresh: true })
@@ -68,7 +78,7 @@ impl Parts {
     async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
         // A replica that lags costs no more than a second message.
         let known = self.log.glance(&call.name).await?;
-        let Some(event) = unless_conflict(call, known)? else { return self.accept(call, body).await };
+        let Some(event) = unless_conflict(call, known)? else { return self.accept(call, body, Unrecorded::Retry).await };
         if event.status == Status::Queued {
             let traceparent = event.traceparent.as_ref();
             let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };

@@ -1,10 +1,11 @@
 //! A full queue: what does not fit is refused, and nothing that was accepted is forgotten.
 
+use async_nats::jetstream::stream::DiscardPolicy;
 use serde_json::json;
 use sipstuff_operator::call::Status;
 
 use crate::support::http::Reply;
-use crate::support::{Operator, PATIENCE, Setup, get_json, post_call, request, with};
+use crate::support::{Operator, PATIENCE, Setup, get_json, post_call, request, request_of, with};
 
 /// An operator with a queue for three messages that dials one call at a time.
 async fn operator_with_a_short_queue(setup: &Setup) -> Operator {
@@ -45,4 +46,23 @@ async fn a_full_queue_forgets_nothing_that_it_accepted() {
         assert_eq!(setup.events.final_of(id, PATIENCE).await.status, Status::Succeeded);
     }
     assert_eq!(setup.calls_to("+490").len(), accepted.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_with_an_id_is_accepted_only_with_its_record() {
+    let setup = Setup::local(0.1).await;
+    let operator = setup.operator().await;
+    let mut log = setup.js.get_stream("SIP_STATUS").await.unwrap();
+    let settings = log.info().await.unwrap().config.clone();
+    let mut full = settings.clone();
+    (full.max_bytes, full.discard) = (1, DiscardPolicy::New);
+    // As an operator that starts later would set it, so that this one leaves it.
+    full.metadata.insert("sipstuff-operator.started".to_owned(), "2200-01-01T00:00:00Z".to_owned());
+    setup.js.update_stream(full).await.unwrap();
+    let refused = post_call(operator.base(), &request_of("known")).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    setup.js.update_stream(settings).await.unwrap();
+    assert_eq!(post_call(operator.base(), &request_of("known")).await.status, 202);
+    assert_eq!(setup.end_of("known").await.status, Status::Succeeded);
+    assert_eq!(setup.calls_with("known"), 1);
 }
