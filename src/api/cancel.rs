@@ -79,7 +79,7 @@ impl Parts {
     async fn cancel(&self, name: &CallName) -> Result<Option<StatusEvent>, Error> {
         loop {
             let Some(last) = self.log.last(name).await? else { return Ok(None) };
-            let Some(change) = change(&last.event) else { return Ok(Some(last.event)) };
+            let Some(change) = last.event.cancel() else { return Ok(Some(last.event)) };
             match self.record(&last, change).await {
                 Ok(event) => {
                     self.drop_timer(&last.event).await;
@@ -103,15 +103,5 @@ impl Parts {
         {
             tracing::debug!(error = error.chain(), call_id = %event.id, "the timer of a cancelled call stays, and will do nothing");
         }
-    }
-}
-
-/// The change that a cancel makes; `None` when there is none to make.
-fn change(last: &StatusEvent) -> Option<Change> {
-    match last.status {
-        _ if last.is_final => None,
-        Status::Cancelling => None,
-        Status::Pending | Status::Running => Some(Change::Cancelling),
-        _ => Some(Change::Cancelled { reason: "cancelled".to_owned() }),
     }
 }

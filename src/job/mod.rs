@@ -1,6 +1,7 @@
 //! The core's view of a Kubernetes Job: how a call becomes one ([`manifest`]) and what one says of its call ([`observed`]). Pure.
 
 pub mod advance;
+pub mod compare;
 mod ending;
 pub mod manifest;
 pub mod observed;

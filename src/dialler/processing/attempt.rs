@@ -3,17 +3,17 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{HAND_BACK, Next, Processing};
 use crate::{
-    call::{Change, Outcome},
+    call::{Change, Outcome, Status},
     clock::now,
-    dialler::{after, redial},
+    dialler::{Dialler, after, limits, redial},
     job::{
         Observed,
-        advance::{Moments, advance, lost},
-        manifest::{build, job_deadline},
+        advance::{Moments, advance, is_recorded, lost},
+        manifest::build,
     },
     job_watch::{Follower, News, Report},
     reconcile::has_ended,
@@ -21,15 +21,15 @@ use crate::{
     runner::RunnerError,
 };
 
-/// How long what was read of the log is good enough to make a Job by. By the wall clock, which goes on while a machine is
-/// suspended.
-const FRESH: SignedDuration = SignedDuration::from_secs(1);
 /// How often whoever follows a Job reads the log again, should a wake-up have been lost.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(5);
-/// How much longer an attempt may take than its Job, so that the cluster's own word arrives first.
-const GRACE: SignedDuration = SignedDuration::from_secs(15);
-/// How long the runner is asked for an attempt that is past its time, before its end counts as unknown.
-const LAST_TRY: SignedDuration = SignedDuration::from_secs(30);
+
+/// What became of a Job that was to be removed since it did not start in time.
+enum Stopped {
+    Now,
+    Not(Observed),
+    Changed(Next),
+}
 
 impl Processing<'_> {
     /// Claims the attempt, at its turn. While it waited for that, the call may have been cancelled or have expired: so it is
@@ -49,22 +49,11 @@ impl Processing<'_> {
             self.has_turn = true;
             return Next::Decide;
         }
-        let change = Change::Pending {
-            attempt,
-            cluster: self.dialler.cluster.clone(),
-            namespace: self.dialler.defaults.namespace.clone(),
-            queue_sequence: self.asked.sequence,
-            ends_by: self.ends_by(),
-        };
+        let Dialler { cluster, defaults, .. } = self.dialler;
+        let change = limits::claim(&self.call, attempt, &self.asked, cluster, defaults, now());
         let next = self.record(change).await;
         fail::fail_point!("after-claim");
         next
-    }
-
-    /// The time to start, the longest conversation and the margin are the Job's own deadline.
-    fn ends_by(&self) -> Timestamp {
-        let deadline = job_deadline(&self.call.spec, &self.dialler.defaults);
-        now().saturating_add(SignedDuration::from_secs(deadline.into()) + GRACE).unwrap_or(Timestamp::MAX)
     }
 
     pub(super) fn moments(&self) -> Moments {
@@ -83,7 +72,7 @@ impl Processing<'_> {
             if let Some(next) = self.changed_meanwhile().await {
                 return next;
             }
-            if self.is_too_late() || self.moments().start_is_late() {
+            if limits::is_too_late_to_start(&self.asked, self.moments()) {
                 return self.give_up_unless_started(&mut follower).await;
             }
             self.dialler.runner.start(&order).await
@@ -104,7 +93,7 @@ impl Processing<'_> {
     /// What to do instead when the log has changed since it was decided to start: whoever had to wait for long, or was suspended,
     /// may be the last to learn that the call is over and its Job gone.
     async fn changed_meanwhile(&mut self) -> Option<Next> {
-        if now().duration_since(self.read_at).abs() < FRESH {
+        if limits::is_fresh(self.read_at, now()) {
             return None;
         }
         let decided_on = after(self.last.as_ref());
@@ -114,14 +103,10 @@ impl Processing<'_> {
         }
     }
 
-    fn is_too_late(&self) -> bool {
-        self.asked.not_after.is_some_and(|end| end <= now())
-    }
-
     /// The time to make the Job has passed, or `not_after` has; unless it was made, and only the answer got lost.
     async fn give_up_unless_started(&mut self, follower: &mut Follower) -> Next {
         match self.dialler.runner.find(&self.job()).await {
-            Ok(None) if self.is_too_late() => self.record(Change::Expired).await,
+            Ok(None) if limits::is_past_not_after(&self.asked, now()) => self.record(Change::Expired).await,
             Ok(None) => self.advance_to(&Observed::Gone).await,
             Ok(Some(job)) => self.follow(follower, job.state).await,
             Err(error) => self.fail(error).await,
@@ -144,8 +129,7 @@ impl Processing<'_> {
 
     /// What a runner that does not answer means: another try, until the attempt has had all its time and some more tries.
     async fn fail(&mut self, error: RunnerError) -> Next {
-        let moments = self.moments();
-        if moments.is_over() && moments.now.duration_since(self.began) >= LAST_TRY {
+        if limits::is_given_up(self.moments(), self.began) {
             let reason = format!("its end was not heard of in time: {error}");
             return self.end_unknown(&reason).await;
         }
@@ -168,8 +152,15 @@ impl Processing<'_> {
             if !matches!(next, Next::Decide) || !self.is_active() {
                 return next;
             }
-            if let Err(error) = self.stop_what_does_not_start(&observed).await {
-                return self.fail(error).await;
+            if self.has_not_started_in_time(&observed) {
+                match self.stop_unless_started().await {
+                    Stopped::Now => {}
+                    Stopped::Not(by_now) => {
+                        observed = by_now;
+                        continue;
+                    }
+                    Stopped::Changed(next) => return next,
+                }
             }
             let before = after(self.last.as_ref());
             let news = tokio::select! {
@@ -183,7 +174,12 @@ impl Processing<'_> {
                     Err(error) => return self.fail(error).await,
                 },
                 News::Woken => match self.read().await {
-                    Next::Decide if after(self.last.as_ref()) == before => observed,
+                    Next::Decide if after(self.last.as_ref()) == before => {
+                        if let Err(error) = self.stop_again().await {
+                            return self.fail(error).await;
+                        }
+                        observed
+                    }
                     next => return next,
                 },
             };
@@ -202,17 +198,42 @@ impl Processing<'_> {
         next.unwrap_or(READ_AGAIN_EVERY).min(READ_AGAIN_EVERY)
     }
 
-    /// A Job whose container had its time to start is removed; once it is gone, the attempt has ended.
-    async fn stop_what_does_not_start(&mut self, observed: &Observed) -> Result<(), RunnerError> {
-        let Observed::Waiting { reason } = observed else { return Ok(()) };
-        if self.waits_for.is_none() && reason.is_some() {
-            self.waits_for.clone_from(reason);
+    fn has_not_started_in_time(&mut self, observed: &Observed) -> bool {
+        if let Observed::Waiting { reason: Some(reason) } = observed {
+            self.waits_for.get_or_insert_with(|| reason.clone());
         }
-        if self.moments().start_is_late() && !std::mem::replace(&mut self.is_stopped, true) {
-            tracing::warn!(reason = reason.as_deref(), "a container does not start in time; its Job is removed");
-            self.dialler.runner.stop(&self.job()).await?;
+        let last = self.last.as_ref().map(|last| &last.event);
+        !self.is_stopped && last.is_some_and(|last| limits::has_not_started_in_time(last, observed, self.moments()))
+    }
+
+    /// Removes a Job whose container had its time to start; once it is gone, the attempt has ended. Watch and log may be behind, so
+    /// both are asked first whether it has started after all.
+    async fn stop_unless_started(&mut self) -> Stopped {
+        if let Some(next) = self.changed_meanwhile().await {
+            return Stopped::Changed(next);
         }
-        Ok(())
+        match self.confirmed(Report::Missing).await {
+            Ok(Observed::Waiting { .. }) => {}
+            Ok(by_now) => return Stopped::Not(by_now),
+            Err(error) => return Stopped::Changed(self.fail(error).await),
+        }
+        let reason = self.waits_for.as_deref();
+        tracing::warn!(reason, "a container does not start in time; its Job is removed");
+        match self.dialler.runner.stop(&self.job()).await {
+            Ok(()) => {
+                self.is_stopped = true;
+                Stopped::Now
+            }
+            Err(error) => Stopped::Changed(self.fail(error).await),
+        }
+    }
+
+    /// A request to make the Job that was on its way may have arrived after the one to stop it.
+    async fn stop_again(&self) -> Result<(), RunnerError> {
+        match &self.last {
+            Some(last) if last.event.status == Status::Cancelling => self.dialler.runner.stop(&self.job()).await,
+            _ => Ok(()),
+        }
     }
 
     /// Appends the difference between what is known of the Job and the log; lets the Job go once its attempt is over.
@@ -222,7 +243,7 @@ impl Processing<'_> {
         for change in changes {
             let expected = change.status();
             let next = self.record(self.explained(change)).await;
-            let is_recorded = self.last.as_ref().is_some_and(|last| last.event.status == expected);
+            let is_recorded = self.last.as_ref().is_some_and(|now| is_recorded(&now.event, last.attempt, expected));
             if !is_recorded || !matches!(next, Next::Decide) {
                 return next;
             }
