@@ -32,6 +32,7 @@ LABEL org.opencontainers.image.title="sipstuff-operator" \
 ENV STATE_DIR=/var/lib/sipstuff-operator
 # As number: Kubernetes cannot tell from a name that it is not root.
 USER 65532:65532
-EXPOSE 8080
+# The API; probes and metrics.
+EXPOSE 8080 8081
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/sipstuff-operator"]

@@ -34,10 +34,21 @@ run: ## The same, kept running to try things on until Ctrl-C
 test: ## Run every test, against a real nats-server and Kubernetes API
 	@$(nats) $(kubernetes) cargo test --features failpoints $(ARGS)
 
+.PHONY: test-api
+test-api: ## Test a running operator against its OpenAPI document: ARGS='--seed 7 --max-examples 1000'
+	@tools/test-api $(ARGS)
+
 .PHONY: chaos
 chaos: ## Place 10,000 calls under 200 faults: ARGS='CHAOS_SEED=7 CHAOS_CALLS=500 CHAOS_FAULTS=20'
 	@$(nats) $(kubernetes) env CHAOS_SEED=$$(date +%s) CHAOS_CALLS=10000 CHAOS_FAULTS=200 $(ARGS) \
 		cargo test --features failpoints --test integration faults::chaos:: -- --nocapture
+
+.PHONY: test-power
+test-power: ## Cut nats-server's power at random moments (root, loop devices): ARGS='POWER_SEED=7 POWER_ROUNDS=1'
+	@cargo test --quiet --features failpoints --test integration --no-run
+	@# In a mount namespace of its own: however the test ends, its file systems and loop devices go with it.
+	@$(nats) unshare --mount env $(ARGS) cargo test --quiet --features failpoints --test integration \
+		faults::power_loss:: -- --ignored --nocapture --test-threads 1
 
 .PHONY: check
 check: ## Look at formatting, lints, documentation, dependencies, generated files
@@ -66,7 +77,7 @@ generate: ## Write the generated files anew: schemas, rendered manifests, the ta
 
 .PHONY: tools
 tools: ## Build ahead of time what the other targets need
-	@for tool in nats-server kubernetes kubectl cargo-deny; do tools/fetch $$tool || exit; done
+	@for tool in nats-server kubernetes kubectl cargo-deny schemathesis; do tools/fetch $$tool || exit; done
 
 .PHONY: clean
 clean: ## Remove what cargo built

@@ -18,8 +18,8 @@
 //!
 //! ```dependencies
 //! main        → commands
-//! commands    → http api dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry
-//! http        → api call error_chain
+//! commands    → http api dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry error_chain
+//! http        → api call clock error_chain
 //! api         → queue status_log call_index nats call clock
 //! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
 //! reconcile   → status_log nats runner job_watch job clock retry
@@ -28,7 +28,7 @@
 //! status_log  → nats call
 //! call_index  → status_log nats call clock retry
 //! runner      → job call retry error_chain
-//! nats        → error_chain
+//! nats        → clock error_chain
 //! schema      → http api queue call
 //! config      → nats job call
 //! telemetry   → config

@@ -48,6 +48,14 @@ impl Delays {
     }
 }
 
+/// Waits, but not when `stop` is cancelled.
+pub async fn sleep(stop: &CancellationToken, wait: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
 /// Tries until `op` succeeds; no more, once `stop` is cancelled: then `None`. A try that is under way is not interrupted, and there is
 /// one in any case. `what` completes "could not …" in the log: the first failure and every tenth is a warning, the others are
 /// debug.

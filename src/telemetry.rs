@@ -1,4 +1,4 @@
-//! The log: one line per thing worth telling, to standard error, as text or JSON.
+//! The log: one line per thing worth knowing, to standard error, as text or JSON.
 
 use tracing::Level;
 use tracing_subscriber::{
@@ -9,12 +9,13 @@ use tracing_subscriber::{
 
 use crate::config::{LogArgs, LogFormat};
 
-/// What libraries say that we say ourselves, or that is said again at every try. Whoever wants to hear it names the target.
+/// What libraries log that we log ourselves, or that they repeat at every retry. To see it, name the target in `RUST_LOG`.
 const QUIET: &str = "async_nats=warn,kube_client::client::builder=off";
 
 /// Starts logging; once per process.
 pub fn start(settings: &LogArgs) {
-    let LogArgs { rust_log, log_format } = settings;
+    // `loguru_level` is already in `rust_log`.
+    let LogArgs { rust_log, loguru_level: _, log_format } = settings;
     let filter = EnvFilter::try_new(format!("{QUIET},{rust_log}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log_format {
@@ -27,7 +28,7 @@ pub fn start(settings: &LogArgs) {
     }
 }
 
-/// Whatever `RUST_LOG` asks for: at these levels libraries write down whole messages and addresses, and the passwords in them.
+/// Whatever `RUST_LOG` asks for: at these levels libraries log whole messages and addresses, with the passwords in them.
 fn no_foreign_details() -> FilterFn {
     filter_fn(|metadata| match metadata.target() {
         ours if ours.starts_with("sipstuff_operator") => true,

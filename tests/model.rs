@@ -37,6 +37,7 @@ use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrd
 use sipstuff_operator::job_watch::JobStore;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
 use sipstuff_operator::queue::Delivery;
+use sipstuff_operator::queue::control::Pause;
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::in_flight::InFlight;
 use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox, Labels};
@@ -313,7 +314,7 @@ fn body(call: usize, another: bool) -> Bytes {
 }
 
 fn fingerprint(call: usize, another: bool) -> Fingerprint {
-    Call::new(id(call), validate::parse(&body(call, another)).unwrap().spec).fingerprint
+    Call::new(id(call), validate::parse(&body(call, another), Timestamp::UNIX_EPOCH).unwrap().spec).fingerprint
 }
 
 /// Events in a form that is easy to read.
@@ -399,6 +400,7 @@ impl World {
             dead: DeadLetters::new(self.js.clone(), &self.names),
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
+            pause: Pause::never(),
             rate_limit: None,
             fault_patience: KEEP,
             closing,
@@ -435,7 +437,7 @@ impl World {
     async fn publish(&mut self, call: usize, accepted: bool, another: bool) {
         let (id, body) = (id(call), body(call, another));
         if accepted {
-            let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now() };
+            let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now(), traceparent: None };
             self.inbox.publish(labels, body).await.unwrap();
         } else {
             let mut headers = async_nats::HeaderMap::new();

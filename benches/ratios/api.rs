@@ -29,9 +29,16 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// A call is two durable messages.
 const EXPECTED: Expected = Expected::AtLeast(0.3);
 
-struct Caller {
+/// Places one call after the other.
+pub(crate) struct Caller {
     connection: Connection,
     request: Bytes,
+}
+
+impl Caller {
+    pub(crate) async fn of(operator: &Operator) -> Self {
+        Self { connection: Connection::open(operator.base()).await, request: post() }
+    }
 }
 
 impl Worker for Caller {
@@ -41,9 +48,10 @@ impl Worker for Caller {
     }
 }
 
-struct Publisher {
-    jetstream: Context,
-    body: Bytes,
+/// Publishes one message after the other into the raw stream.
+pub(crate) struct Publisher {
+    pub(crate) jetstream: Context,
+    pub(crate) body: Bytes,
 }
 
 impl Worker for Publisher {
@@ -62,9 +70,10 @@ struct Recorder {
 
 impl Worker for Recorder {
     async fn once(&mut self) {
-        let parsed = validate::parse(&self.body).expect("a valid request");
-        let (call, now) = (Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec), Timestamp::now());
-        let labels = Labels { id: &call.id, attempt: 1, queued_at: now };
+        let now = Timestamp::now();
+        let parsed = validate::parse(&self.body, now).expect("a valid request");
+        let call = Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec);
+        let labels = Labels { id: &call.id, attempt: 1, queued_at: now, traceparent: None };
         self.inbox.publish(labels, self.body.clone()).await.expect("a publish");
         let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
         self.log.append(event, 0).await.expect("an append");
@@ -74,14 +83,7 @@ impl Worker for Recorder {
 pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     let (nats, state) = (NatsServer::start().await, Scratch::new("state"));
     let jetstream = requests::jetstream(&nats).await;
-    requests::ensure_streams(&jetstream, 1).await;
-    raw_stream(&jetstream).await;
-    hold_the_slot(&jetstream).await;
-    let options = OperatorOptions::local(&nats, state.path())
-        .env("RUST_LOG", "info")
-        .env("MAX_ACTIVE_CALLS", 1)
-        .env("QUEUE_MAX_MESSAGES", -1);
-    let operator = Operator::start(options).await;
+    let operator = accepting(&nats, &jetstream, &state).await;
     let mut rows = Vec::new();
     for concurrency in CONCURRENCIES {
         eprintln!("api: {concurrency} at a time");
@@ -94,6 +96,18 @@ pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     rows
 }
 
+/// An operator that accepts and dials nothing, and a raw stream beside its queue.
+pub(crate) async fn accepting(nats: &NatsServer, jetstream: &Context, state: &Scratch) -> Operator {
+    requests::ensure_streams(jetstream, 1).await;
+    raw_stream(jetstream).await;
+    hold_the_slot(jetstream).await;
+    let options = OperatorOptions::local(nats, state.path())
+        .env("RUST_LOG", "info")
+        .env("MAX_ACTIVE_CALLS", 1)
+        .env("QUEUE_MAX_MESSAGES", -1);
+    Operator::start(options).await
+}
+
 async fn compare(
     operator: &Operator,
     nats: &NatsServer,
@@ -104,7 +118,7 @@ async fn compare(
     let server = nats.pid().expect("the server runs");
     let mut callers = Vec::new();
     for _ in 0..concurrency {
-        callers.push(Caller { connection: Connection::open(operator.base()).await, request: post() });
+        callers.push(Caller::of(operator).await);
     }
     let body = Bytes::from(requests::body());
     let mut publishers: Vec<_> =

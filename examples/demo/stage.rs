@@ -47,8 +47,8 @@ impl Stage {
     pub(crate) async fn set() -> Result<Self> {
         let nats_folder = Scratch::new("nats");
         let nats_log = nats_folder.join("log");
-        let (nats, nats_url) = start_nats(&nats_folder).await?;
-        let mut operator = Operator::start(&nats_url)?;
+        let (nats, nats_url, monitoring) = start_nats(&nats_folder).await?;
+        let mut operator = Operator::start(&nats_url, &monitoring)?;
         let base = operator.listening().await?;
         // This machine is not reached through whatever proxy the environment names.
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
@@ -98,17 +98,17 @@ impl Stage {
     }
 }
 
-async fn start_nats(folder: &Scratch) -> Result<(Process, String)> {
+/// The server, its address and that of its monitoring port.
+async fn start_nats(folder: &Scratch) -> Result<(Process, String, String)> {
     let mut command = Command::new(tool("NATS_SERVER")?);
-    // A port of its own choice, which it writes into a file once it takes connections.
-    command.args(["--addr", "127.0.0.1", "--port", "-1", "--jetstream"]);
-    command.arg("--store_dir").arg(folder.join("store")).arg("--ports_file_dir").arg(folder.path());
+    command.arg("--config").arg(write_config(folder)?);
     let mut process = Process::spawn("nats-server", command, &folder.join("log"));
     let ports = folder.join(format!("nats-server_{}.ports", process.pid()));
     let begin = Instant::now();
     loop {
-        if let Some(url) = fs::read(&ports).ok().and_then(|text| first_url(&text)) {
-            return Ok((process, url));
+        let text = fs::read(&ports).unwrap_or_default();
+        if let (Some(url), Some(monitoring)) = (first_url(&text, "nats"), first_url(&text, "monitoring")) {
+            return Ok((process, url, monitoring));
         }
         if process.ended().is_some() || begin.elapsed() > PATIENCE {
             bail!("the NATS server does not start; its log:\n{}", tail(&process.log()));
@@ -117,9 +117,22 @@ async fn start_nats(folder: &Scratch) -> Result<(Process, String)> {
     }
 }
 
-fn first_url(ports: &[u8]) -> Option<String> {
+/// Ports of the server's own choice, which it writes into a file once it takes connections; and every message synced to the
+/// disk before it is acknowledged, which has no flag of its own.
+fn write_config(folder: &Scratch) -> Result<PathBuf> {
+    let (path, store) = (folder.join("nats.conf"), folder.join("store"));
+    let config = format!(
+        "listen: \"127.0.0.1:-1\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {:?}\n\
+         jetstream {{ store_dir: {store:?}, sync_interval: always }}\n",
+        folder.path()
+    );
+    fs::write(&path, config)?;
+    Ok(path)
+}
+
+fn first_url(ports: &[u8], of: &str) -> Option<String> {
     let ports: Value = serde_json::from_slice(ports).ok()?;
-    ports["nats"][0].as_str().map(str::to_owned)
+    ports[of][0].as_str().map(str::to_owned)
 }
 
 /// The operator, running calls as processes of this machine.
@@ -131,14 +144,19 @@ struct Operator {
 }
 
 impl Operator {
-    fn start(nats_url: &str) -> Result<Self> {
+    fn start(nats_url: &str, monitoring: &str) -> Result<Self> {
         let binary = tool("SIPSTUFF_OPERATOR")?;
         let folder = Scratch::new("operator");
         let (log, state_dir) = (folder.join("log"), folder.join("state"));
         let mut command = Command::new(&binary);
         // None of the reader's own settings, and no colours in a file.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("NO_COLOR", "1");
-        command.env("NATS_URL", nats_url).env("PORT", "0").env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string());
+        command
+            .env("NATS_URL", nats_url)
+            .env("NATS_MONITORING_URL", monitoring)
+            .env("PORT", "0")
+            .env("ADMIN_PORT", "0")
+            .env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string());
         command.env("RUNNER", "local").env("STATE_DIR", &state_dir);
         command.env("LOCAL_CALLER", format!("'{}' simulate-call", binary.to_string_lossy()));
         Ok(Self { process: Process::spawn("operator", command, &log), log, state_dir, _folder: folder })

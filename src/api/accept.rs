@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Api, Error, Parts};
 use crate::{
-    call::{Call, CallId, Change, Status, StatusEvent, validate::Parsed},
+    call::{Call, CallId, Change, Status, StatusEvent, TraceParent, validate::Parsed},
     clock::{self, now},
     nats::NatsErrorKind,
     queue::inbox::Labels,
@@ -21,7 +21,7 @@ pub struct Accepted {
 
 impl Api {
     /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
-    /// when the request has none.
+    /// when the request has none, `traceparent` is handed on.
     ///
     /// # Errors
     /// [`Error`]; nothing was accepted then (or, when NATS is unavailable, perhaps), and the same request with the same
@@ -31,11 +31,12 @@ impl Api {
         parsed: Parsed,
         body: Bytes,
         idempotency_key: Option<CallId>,
+        traceparent: Option<TraceParent>,
     ) -> Result<Accepted, Error> {
         let parts = self.parts()?;
         let given = parsed.id.or(idempotency_key);
         let is_new = given.is_none();
-        let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec);
+        let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec).in_trace(traceparent);
         if is_new { parts.accept(&call, body).await } else { parts.accept_once(&call, body).await }
     }
 }
@@ -45,14 +46,15 @@ impl Parts {
     /// lost is made up for by whoever dials.
     async fn accept(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
         let queued_at = now();
-        let labels = Labels { id: &call.id, attempt: 1, queued_at };
+        let labels = Labels { id: &call.id, attempt: 1, queued_at, traceparent: call.traceparent.as_ref() };
         let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
             .expect("a call may begin with `queued`");
         self.inbox.publish(labels, body).await?;
         match self.log.append(queued.clone(), 0).await {
             Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
             Err(error) if error.kind() == NatsErrorKind::Stale => {
-                Ok(Accepted { event: self.unless_conflict(call).await?.unwrap_or(queued), fresh: true })
+                let last = self.log.last(&call.name).await?.map(|last| last.event);
+                Ok(Accepted { event: unless_conflict(call, last)?.unwrap_or(queued), fresh: true })
             }
             Err(error) => {
                 tracing::debug!(error = error.chain(), "a call is in the queue, and its record is not confirmed");
@@ -64,18 +66,22 @@ impl Parts {
     /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
     /// first answer may have been lost on the way, and the dialler drops the second message.
     async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
-        let Some(event) = self.unless_conflict(call).await? else { return self.accept(call, body).await };
+        // A replica that lags costs no more than a second message.
+        let known = self.log.glance(&call.name).await?;
+        let Some(event) = unless_conflict(call, known)? else { return self.accept(call, body).await };
         if event.status == Status::Queued {
-            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at };
+            let traceparent = event.traceparent.as_ref();
+            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };
             self.inbox.publish(labels, body).await?;
         }
         Ok(Accepted { event, fresh: false })
     }
+}
 
-    async fn unless_conflict(&self, call: &Call) -> Result<Option<StatusEvent>, Error> {
-        match self.log.last(&call.name).await? {
-            Some(last) if last.event.fingerprint != call.fingerprint => Err(Error::Conflict(call.id.to_string())),
-            last => Ok(last.map(|last| last.event)),
-        }
+/// What is recorded under the call's id, unless it belongs to another request.
+fn unless_conflict(call: &Call, recorded: Option<StatusEvent>) -> Result<Option<StatusEvent>, Error> {
+    match recorded {
+        Some(event) if event.fingerprint != call.fingerprint => Err(Error::Conflict(call.id.to_string())),
+        recorded => Ok(recorded),
     }
 }

@@ -1,6 +1,9 @@
 //! Why a request of the outside was not carried out, in terms that every way in can word for its users.
 
-use crate::nats::{NatsError, NatsErrorKind};
+use crate::{
+    call_index::{Behind, CatchUpError},
+    nats::{NatsError, NatsErrorKind},
+};
 
 /// Why not.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -22,6 +25,9 @@ pub enum Error {
     /// The record of this one call cannot be decoded.
     #[error("the record of this call cannot be read")]
     Unreadable(#[source] NatsError),
+    /// The index of calls is not complete, so nothing was answered from it, and nothing was done.
+    #[error("{0}; nothing was done, try again later")]
+    Behind(#[from] Behind),
     /// NATS does not answer. What was asked for may have been done.
     #[error("NATS does not answer; with an id, the same request may safely be sent again")]
     Unavailable(#[source] NatsError),
@@ -34,6 +40,15 @@ impl From<NatsError> for Error {
             NatsErrorKind::TooLarge => Self::TooLarge(error),
             NatsErrorKind::Corrupt => Self::Unreadable(error),
             NatsErrorKind::Unavailable | NatsErrorKind::Refused | NatsErrorKind::Stale => Self::Unavailable(error),
+        }
+    }
+}
+
+impl From<CatchUpError> for Error {
+    fn from(error: CatchUpError) -> Self {
+        match error {
+            CatchUpError::Behind(behind) => behind.into(),
+            CatchUpError::Nats(error) => error.into(),
         }
     }
 }

@@ -13,10 +13,12 @@ use std::sync::{
 use async_nats::{Client, connection::State};
 use futures::{StreamExt, stream};
 
+use tokio::sync::Semaphore;
+
 use crate::{
     call::{CallId, CallName, Status, StatusEvent},
     call_index::{CallIndex, Key},
-    nats::NatsError,
+    nats::{NatsError, NatsErrorKind},
     queue::{Inbox, scheduled::Timers},
     status_log::StatusLog,
 };
@@ -28,6 +30,10 @@ pub use error::Error;
 
 /// Records read from the log at once for one page.
 const READS_AT_ONCE: usize = 64;
+/// About as many bytes of records are on a page, whatever its limit: what is over after the last one goes on the next page.
+const PAGE_BYTES: usize = 4 << 20;
+/// Pages in the making at once; more wait. Together with [`PAGE_BYTES`] this bounds the memory that they take.
+const PAGES_AT_ONCE: usize = 4;
 
 /// Accepts calls and answers what is asked about them. Made before NATS answers; until [`Api::open`] it says that it is not ready.
 #[derive(Clone, Default)]
@@ -35,6 +41,18 @@ pub struct Api {
     parts: Arc<OnceLock<Parts>>,
     runner_listed: Arc<AtomicBool>,
     queue: Arc<Mutex<Option<QueueState>>>,
+    nats_remark: Arc<Mutex<Option<String>>>,
+    pages: PageTurns,
+}
+
+/// Turns for making a page.
+#[derive(Clone)]
+struct PageTurns(Arc<Semaphore>);
+
+impl Default for PageTurns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(PAGES_AT_ONCE)))
+    }
 }
 
 /// What the API works with.
@@ -104,9 +122,21 @@ impl Api {
         *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
+    /// Notes what there is to say of NATS beside whether it is connected.
+    pub fn set_nats_remark(&self, remark: Option<String>) {
+        *self.nats_remark.lock().unwrap_or_else(PoisonError::into_inner) = remark;
+    }
+
     /// How the queue was when it was looked at last; `None` while NATS does not say.
     pub fn queue_state(&self) -> Option<QueueState> {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many calls are in progress; `None` while the index is not complete.
+    pub fn in_progress(&self) -> Option<u64> {
+        let index = self.parts.get().map(|parts| &parts.index).filter(|index| index.check().is_ok())?;
+        let active = Status::ALL.into_iter().filter(|status| status.is_active());
+        Some(active.map(|status| index.count_of(status) as u64).sum())
     }
 
     /// How many of the remembered calls are in a state.
@@ -133,34 +163,40 @@ impl Api {
     /// Calls, newest first.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`]; [`Error::Behind`] while the index is not complete.
     pub async fn page(&self, query: &PageQuery) -> Result<Page, Error> {
         let parts = self.parts()?;
+        parts.index.check()?;
         let before = match &query.cursor {
             Some(text) => Some(Key::from_cursor(text).ok_or_else(|| Error::BadCursor(text.clone()))?),
             None => None,
         };
+        let _turn = self.pages.0.acquire().await.expect("nobody closes it");
         let found = parts.index.page(query.status, query.batch.as_deref(), before, query.limit + 1);
-        let next = found.get(query.limit.saturating_sub(1)).filter(|_| found.len() > query.limit);
-        let next = next.map(|(key, _)| key.to_cursor());
-        Ok(Page { calls: parts.records(&found[..found.len().min(query.limit)]).await?, next })
+        let (calls, last) = parts.records(&found[..found.len().min(query.limit)]).await?;
+        let next = last.filter(|last| found.last().is_some_and(|(end, _)| end != last)).map(Key::to_cursor);
+        Ok(Page { calls, next })
     }
 
     /// Everything that must be ready before the operator is.
     pub fn readiness(&self) -> Vec<Readiness> {
         let parts = self.parts.get();
         let nats = parts.is_some_and(|parts| parts.client.connection_state() == State::Connected);
+        let remark = self.nats_remark.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let with_remark =
+            |detail: &str| [Some(detail.to_owned()), remark.clone()].into_iter().flatten().collect::<Vec<_>>();
         let runner = self.runner_listed.load(Ordering::Relaxed);
-        let index = parts.is_some_and(|parts| parts.index.is_caught_up());
+        let index = parts.map(|parts| parts.index.check().map_err(|behind| behind.to_string()));
+        let index = index.unwrap_or_else(|| Err("the index of calls waits for NATS".to_owned()));
         let check = |name, ready, yes: &str, no: &str| Readiness {
             name,
             ready,
             detail: if ready { yes } else { no }.to_owned(),
         };
         vec![
-            check("nats", nats, "connected", "not connected"),
+            check("nats", nats, &with_remark("connected").join("; "), &with_remark("not connected").join("; ")),
             check("runner", runner, "its Jobs are known", "has not shown its Jobs yet"),
-            check("index", index, "caught up with the status log", "has not caught up with the status log yet"),
+            check("index", index.is_ok(), "follows the status log", index.as_ref().err().map_or("", String::as_str)),
         ]
     }
 
@@ -180,21 +216,28 @@ fn had_attempt(event: &StatusEvent, job: &str) -> bool {
 }
 
 impl Parts {
-    async fn records(&self, found: &[(Key, u64)]) -> Result<Vec<StatusEvent>, Error> {
-        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.at(*sequence).await) });
+    /// Reads records until there are [`PAGE_BYTES`] of them, and says which was the last one looked at. What has expired meanwhile, or
+    /// cannot be decoded, is left out.
+    async fn records(&self, found: &[(Key, u64)]) -> Result<(Vec<StatusEvent>, Option<Key>), Error> {
+        let reads = found.iter().map(|(key, sequence)| async move { (*key, *sequence, self.log.at(*sequence).await) });
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(READS_AT_ONCE);
-        let mut events = Vec::with_capacity(found.len());
-        while let Some((key, sequence, event)) = reads.next().await {
-            match event? {
-                Some(event) => events.push(event),
-                None => self.index.forget(key, sequence),
+        let (mut events, mut bytes, mut last) = (Vec::new(), 0, None);
+        while bytes < PAGE_BYTES
+            && let Some((key, sequence, record)) = reads.next().await
+        {
+            last = Some(key);
+            match record {
+                Ok(Some(record)) => {
+                    bytes += record.bytes;
+                    events.push(record.event);
+                }
+                Ok(None) => self.index.forget(key, sequence),
+                Err(error) if error.kind() == NatsErrorKind::Corrupt => {
+                    tracing::warn!(error = error.chain(), "a call is left out of a list");
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(events)
-    }
-
-    /// `None` when the record has expired meanwhile.
-    async fn at(&self, sequence: u64) -> Result<Option<StatusEvent>, NatsError> {
-        Ok(self.log.at(sequence).await?.map(|recorded| recorded.event))
+        Ok((events, last))
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Status};
+use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Status, TraceParent};
 
 /// One change of a call's state: what `sip.status` carries and the status log keeps. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -66,7 +66,7 @@ pub struct StatusEvent {
     /// When the first of the last attempts that did not count ended; absent after one that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults_since: Option<Timestamp>,
-    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`.
+    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`, and in `cancelled` when that ended the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
     /// The caller's exit code, 0 to 255, where the attempt ended by itself.
@@ -94,6 +94,9 @@ pub struct StatusEvent {
     pub queue_sequence: Option<u64>,
     /// How many attempts the call may take.
     pub max_attempts: u32,
+    /// The trace that the request belongs to (W3C Trace Context), where it named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceParent>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
@@ -123,6 +126,7 @@ impl StatusEvent {
             not_before: call.spec.not_before,
             fingerprint: call.fingerprint.clone(),
             max_attempts: call.spec.max_attempts(),
+            traceparent: call.traceparent.clone(),
             ..Self::blank(queued_at)
         };
         blank.apply(None, change, now)
@@ -140,6 +144,12 @@ impl StatusEvent {
         let blank =
             Self { name: id.name(), id, fingerprint, namespace: namespace.to_owned(), ..Self::blank(queued_at) };
         blank.apply(None, Change::Rejected { reason }, now).expect("a call may begin with `rejected`")
+    }
+
+    /// The same event as part of a trace; those that follow are part of it too.
+    #[must_use]
+    pub fn in_trace(self, traceparent: Option<TraceParent>) -> Self {
+        Self { traceparent, ..self }
     }
 
     /// The event that follows this one.
@@ -179,7 +189,8 @@ impl StatusEvent {
         self.revision += 1;
         self.time = now;
         self.is_final = to.always_final() || matches!(&change, Change::Ended(ended) if !ended.redial);
-        self.due_at = None;
+        // The record of a cancel must outlive the one before it, which is kept from then on.
+        self.due_at = self.due_at.filter(|_| to == Status::Cancelled);
         self.learn(change, now);
         Ok(self)
     }
@@ -276,6 +287,7 @@ impl StatusEvent {
             fingerprint: Fingerprint::default(),
             queue_sequence: None,
             max_attempts: 1,
+            traceparent: None,
         }
     }
 }

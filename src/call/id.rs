@@ -7,34 +7,34 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Longest id, in bytes.
-pub const MAX_ID_BYTES: usize = 128;
+/// Longest id, in characters.
+pub const MAX_ID: usize = 128;
 /// Longest readable part of a name, in characters.
 const MAX_SLUG: usize = 32;
 /// Characters of the hash in a name: 50 bits, so that among a million calls two share a name with probability 0.0004.
 const HASH_CHARS: usize = 10;
 
-/// The id of a call: 1 to 128 bytes without control characters, chosen by the caller or made when it is accepted.
+/// The id of a call: 1 to 128 characters without control characters, chosen by the caller or made when it is accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 pub struct CallId(String);
 
 /// Why a text is not a [`CallId`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an id has 1 to {MAX_ID_BYTES} bytes and no control characters{0}")]
+#[error("an id has 1 to {MAX_ID} characters and no control characters{0}")]
 pub struct BadId(String);
 
 impl CallId {
     /// Takes an id as it is given.
     ///
     /// # Errors
-    /// [`BadId`] when it is empty, longer than 128 bytes, or has a control character.
+    /// [`BadId`] when it is empty, longer than 128 characters, or has a control character.
     pub fn parse(text: impl Into<String>) -> Result<Self, BadId> {
         let text = text.into();
-        match text.len() {
+        match text.chars().count() {
             0 => return Err(BadId("; this one is empty".to_owned())),
-            1..=MAX_ID_BYTES => {}
-            more => return Err(BadId(format!("; this one has {more} bytes"))),
+            1..=MAX_ID => {}
+            more => return Err(BadId(format!("; this one has {more} characters"))),
         }
         if text.chars().any(char::is_control) {
             return Err(BadId("; this one has a control character".to_owned()));
@@ -199,11 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_1_to_128_bytes_and_no_control_characters() {
-        for good in ["a", " ", "ü", &"a".repeat(128)] {
+    fn ids_have_1_to_128_characters_and_none_that_controls() {
+        for good in ["a", " ", "ü", &"ü".repeat(128)] {
             assert!(CallId::parse(good).is_ok(), "{good}");
         }
-        for bad in ["", "a\n", "\u{0}", "\u{85}", &"a".repeat(129), &"ü".repeat(65)] {
+        for bad in ["", "a\n", "\u{0}", "\u{85}", &"a".repeat(129), &"ü".repeat(129)] {
             assert!(CallId::parse(bad).is_err(), "{bad}");
             assert!(serde_json::from_value::<CallId>(serde_json::json!(bad)).is_err(), "{bad}");
         }

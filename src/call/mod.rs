@@ -1,6 +1,8 @@
 //! The core: what a call is, who it is, and what may happen to it. Pure: no I/O, no clock, no runtime, so that
 //! every rule here can be tested as a table or a property.
 
+#![warn(missing_docs)]
+
 mod canonical;
 pub mod change;
 pub mod event;
@@ -11,6 +13,7 @@ mod properties;
 pub mod request;
 pub mod spec;
 pub mod status;
+pub mod traceparent;
 pub mod validate;
 
 pub use change::{Change, Ended};
@@ -20,6 +23,7 @@ pub use outcome::{Outcome, Verdict};
 pub use request::CallRequest;
 pub use spec::{CallSpec, OnUnknown};
 pub use status::{IllegalStep, Status};
+pub use traceparent::TraceParent;
 pub use validate::{FieldError, Refusal};
 
 /// A call that may be dialled: it exists only if the request was valid and its identity is known.
@@ -33,11 +37,19 @@ pub struct Call {
     pub spec: CallSpec,
     /// Hash of what is asked for, passwords left out.
     pub fingerprint: Fingerprint,
+    /// The trace that the request belongs to.
+    pub traceparent: Option<TraceParent>,
 }
 
 impl Call {
     /// Joins a valid request and an identity.
     pub fn new(id: CallId, spec: CallSpec) -> Self {
-        Self { name: id.name(), fingerprint: spec.fingerprint(), id, spec }
+        Self { name: id.name(), fingerprint: spec.fingerprint(), id, spec, traceparent: None }
+    }
+
+    /// The same call as part of a trace.
+    #[must_use]
+    pub fn in_trace(self, traceparent: Option<TraceParent>) -> Self {
+        Self { traceparent, ..self }
     }
 }

@@ -4,12 +4,14 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, validate};
+use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, TraceParent, validate};
 
 fn call() -> Call {
     let body =
         br#"{"dest": "+4930123456", "text": "Hello", "batch": "b", "metadata": {"order": "7"}, "max_attempts": 3}"#;
-    Call::new(CallId::parse("order-7").unwrap(), validate::parse(body).unwrap().spec)
+    let trace = TraceParent::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    Call::new(CallId::parse("order-7").unwrap(), validate::parse(body, Timestamp::UNIX_EPOCH).unwrap().spec)
+        .in_trace(trace)
 }
 
 fn moment() -> impl Strategy<Value = Timestamp> {
@@ -56,7 +58,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// The diagram in the design, edge by edge, as a second opinion on `may_follow`.
+/// The diagram of states, edge by edge, as a second opinion on `may_follow`.
 const DIAGRAM: &str = "
     none: queued scheduled pending expired rejected
     queued: scheduled pending cancelled expired rejected
@@ -114,6 +116,7 @@ fn unchanging(event: &StatusEvent) -> impl PartialEq + std::fmt::Debug + use<> {
         event.dest,
         event.metadata,
         event.max_attempts,
+        event.traceparent,
     )
 }
 
@@ -135,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn final_is_what_the_design_calls_final(changes in prop::collection::vec((change(), moment()), 1..60)) {
+    fn final_is_what_ends_a_call(changes in prop::collection::vec((change(), moment()), 1..60)) {
         for event in live(changes)? {
             match event.status {
                 Status::Succeeded | Status::Cancelled | Status::Expired | Status::Rejected => prop_assert!(event.is_final),
@@ -166,7 +169,11 @@ proptest! {
     fn an_event_says_of_its_own_attempt_only(changes in prop::collection::vec((change(), moment()), 1..60)) {
         for event in live(changes)? {
             prop_assert_eq!(event.job.clone(), (event.attempt > 0).then(|| event.name.job(event.attempt)));
-            prop_assert_eq!(event.due_at.is_some(), event.status == Status::Scheduled);
+            match event.status {
+                Status::Scheduled => prop_assert!(event.due_at.is_some()),
+                Status::Cancelled => {}
+                _ => prop_assert_eq!(event.due_at, None),
+            }
             if event.status == Status::Pending {
                 prop_assert!(event.outcome.is_none() && event.exit_code.is_none() && event.completed_at.is_none());
             }

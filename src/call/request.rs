@@ -23,22 +23,25 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 1;
 pub const DEFAULT_RETRY_DELAY: u32 = 300;
 
 /// A request for one SIP phone call, as it arrives on `sip.calls` or by `POST /call`. Required: `dest` and exactly one of
-/// `text` and `wav`. An optional field that is `null` is absent. Unknown fields are refused.
+/// `text` and `wav`. An optional field that is `null` is absent. Unknown fields and keys that are
+/// given more than once are refused.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = fields::state_rules)]
 pub struct CallRequest {
-    /// Who the call is, at most 128 bytes without control characters: the same id and the same request is the same call,
+    /// Who the call is, at most 128 characters without control characters: the same id and the same request is the same call,
     /// however often it is sent. Without it the `Nats-Msg-Id` header, the `Idempotency-Key` header (HTTP) or a fresh id counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Callee: a phone number or a SIP URI. Required.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dest: Option<String>,
-    /// What is said, by text to speech. Exactly one of `text` and `wav`.
+    /// What is said, by text to speech: at most 10,000 characters, with line breaks (`\n`) and tabs as the
+    /// only control characters.
+    /// Exactly one of `text` and `wav`; an empty one is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Path, inside the call's container, of the WAV file that is played. Exactly one of `text` and `wav`.
+    /// Path, inside the call's container, of the WAV file that is played. Exactly one of `text` and `wav`; an empty one is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wav: Option<String>,
     /// Seconds to wait for an answer, 1 to 600; default 60.
@@ -146,14 +149,16 @@ pub struct CallRequest {
     /// and cancels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// The requester's own data, echoed in every status event: at most 16 entries, keys of 1 to 64 bytes, values of at most
-    /// 256 bytes.
+    /// The requester's own data, echoed in every status event: at most 16 entries, keys of 1 to 64 characters, values of
+    /// at most 256 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
-    /// The call is not dialled before this moment (RFC 3339 with offset, such as `2030-01-31T09:00:00+01:00`).
+    /// The call is not dialled before this moment (RFC 3339 with offset, such as `2027-01-31T09:00:00+01:00`), at most 366 days
+    /// from now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
-    /// The call is not dialled after this moment (RFC 3339 with offset), later than `not_before`: it ends `expired` instead.
+    /// The call is not dialled after this moment (RFC 3339 with offset), later than `not_before` and at most 366 days from now: it
+    /// ends `expired` instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
     /// Attempts in all, 1 to 10; absent: the operator's default, which is 1 unless configured.

@@ -98,10 +98,9 @@ impl std::str::FromStr for Status {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is no status; accepted: {}", Self::ALL.map(Status::as_str).join(", ")))
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
+            format!("`{text}` is not a valid status; pass one of {}", Self::ALL.map(Status::as_str).join(", "))
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and what is said back when it is wrong.
+//! The command line: its commands and flags, and what is printed when it is wrong.
 
 use clap::{
     Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand,
@@ -12,7 +12,7 @@ use crate::{
     nats::NatsSettings,
 };
 
-/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and tells how
+/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and reports how
 /// every call went. Without a command it serves.
 #[derive(Debug, Parser)]
 #[command(name = "sipstuff-operator", version, max_term_width = 110)]
@@ -41,6 +41,9 @@ pub enum Command {
         /// How long, such as 10m; without it, until `resume`
         #[arg(long = "for", value_name = "DURATION", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
         duration: Option<Duration>,
+        /// Why, shown by `/health`
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Dial again
     Resume,
@@ -77,21 +80,53 @@ pub struct Effective {
     pub value: String,
 }
 
-/// Parses the command line and the environment; also tells the configuration in effect. An empty variable counts as not set, as manifests often write it so.
+/// Parses the command line and the environment; also returns the configuration in effect. An empty variable counts as not set, as
+/// manifests often write it so.
 ///
 /// # Errors
 /// The exit code, after the reason (or the help that was asked for) was printed: 2 for a mistake.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<Effective>), ExitCode> {
     let mut command = without_empty_variables(Cli::command());
-    let matches = command.clone().try_get_matches_from(arguments);
-    let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, effective(&command, &matches))));
-    parsed.map_err(|error| {
-        match named_variable(&mut command, &error) {
-            Some(text) => eprintln!("{text}"),
-            None => drop(error.print()),
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut refused: Vec<BadValue> = Vec::new();
+    loop {
+        let error = match parse_once(&command, &arguments) {
+            Ok(parsed) if refused.is_empty() => return Ok(parsed),
+            Ok(_) => return Err(refuse(&refused)),
+            Err(error) => error,
+        };
+        let Some(bad) = BadValue::of(&command, &error) else {
+            if !refused.is_empty() {
+                return Err(refuse(&refused));
+            }
+            drop(error.print());
+            return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
+        };
+        // clap stops at the first bad value: without that one, it comes to the next.
+        let is_overruled = bad.is_overruled(&arguments);
+        let was_removed = bad.remove(&mut command, &mut arguments);
+        if !is_overruled {
+            refused.push(bad);
         }
-        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-    })
+        if !was_removed {
+            return Err(refuse(&refused));
+        }
+    }
+}
+
+fn parse_once(command: &Clap, arguments: &[OsString]) -> Result<(Cli, Vec<Effective>), clap::Error> {
+    let matches = command.clone().try_get_matches_from(arguments)?;
+    Ok((Cli::from_arg_matches(&matches)?, effective(command, &matches)))
+}
+
+fn refuse(bad: &[BadValue]) -> ExitCode {
+    for BadValue { text, .. } in bad {
+        eprintln!("error: {text}");
+    }
+    if bad.iter().any(|bad| bad.is_variable) {
+        eprintln!("\nEach variable can also be given as a flag; see --help.");
+    }
+    ExitCode::from(2)
 }
 
 fn without_empty_variables(command: Clap) -> Clap {
@@ -100,29 +135,70 @@ fn without_empty_variables(command: Clap) -> Clap {
     empty.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(None::<&'static str>)))
 }
 
-/// A bad value that came from the environment is told by its variable's name, since nobody typed the flag.
-fn named_variable(command: &mut Clap, error: &clap::Error) -> Option<String> {
-    if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
-        return None;
+/// A value that is not accepted.
+struct BadValue {
+    /// The flag's name, without dashes.
+    long: String,
+    /// Whether it came from the environment: then it is named by its variable, since nobody typed the flag.
+    is_variable: bool,
+    text: String,
+}
+
+impl BadValue {
+    fn of(command: &Clap, error: &clap::Error) -> Option<Self> {
+        if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
+            return None;
+        }
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.clone()),
+            Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+            _ => None,
+        };
+        let flag = text(ContextKind::InvalidArg)?;
+        let long = flag.trim_start_matches("--").split([' ', '=']).next()?.to_owned();
+        let value = text(ContextKind::InvalidValue)?;
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(&long));
+        let variable =
+            arg.and_then(Arg::get_env).filter(|name| std::env::var_os(name).is_some_and(|set| *set == *value));
+        let accepted = text(ContextKind::ValidValue).map(|values| format!("accepted: {values}"));
+        let why = accepted.or_else(|| std::error::Error::source(error).map(ToString::to_string)).unwrap_or_default();
+        let is_secret = arg.is_some_and(Arg::is_hide_env_values_set);
+        let text = match variable.map(|variable| variable.display()) {
+            Some(variable) if is_secret => format!("{variable} is not accepted: {why}"),
+            Some(variable) => format!("{variable}={value} is not accepted: {why}"),
+            None if is_secret => format!("{flag} is not accepted: {why}"),
+            None => format!("`{value}` is not accepted for {flag}: {why}"),
+        };
+        Some(Self { long, is_variable: variable.is_some(), text })
     }
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
-        _ => None,
-    };
-    let flag = text(ContextKind::InvalidArg)?;
-    let long = flag.trim_start_matches("--").split([' ', '=']).next()?;
-    let variable = command.get_arguments().find(|arg| arg.get_long() == Some(long))?.get_env()?.to_owned();
-    let value = text(ContextKind::InvalidValue)?;
-    if std::env::var_os(&variable)? != *value {
-        return None;
+
+    /// Whether it is a variable's and the flag is given as well, which goes first.
+    fn is_overruled(&self, arguments: &[OsString]) -> bool {
+        let (flag, with_value) = (format!("--{}", self.long), format!("--{}=", self.long));
+        let is_flag = |argument: &str| argument == flag || argument.starts_with(&with_value);
+        self.is_variable && arguments.iter().filter_map(|argument| argument.to_str()).any(is_flag)
     }
-    let accepted = text(ContextKind::ValidValue).map(|values| format!("accepted: {values}"));
-    let why = accepted.or_else(|| std::error::Error::source(error).map(ToString::to_string)).unwrap_or_default();
-    Some(format!(
-        "error: {}={value} is not accepted: {why}\n\nThe same can be given as --{long}; see --help.",
-        variable.display()
-    ))
+
+    /// Takes it out of where it came from, and says whether it could.
+    fn remove(&self, command: &mut Clap, arguments: &mut Vec<OsString>) -> bool {
+        if self.is_variable {
+            let id =
+                command.get_arguments().find(|arg| arg.get_long() == Some(&self.long)).map(|arg| arg.get_id().clone());
+            if let Some(id) = &id {
+                *command = std::mem::take(command).mut_arg(id, |arg| arg.env(None::<&'static str>));
+            }
+            return id.is_some();
+        }
+        let (flag, with_value) = (format!("--{}", self.long), format!("--{}=", self.long));
+        let found = arguments.iter().position(|argument| {
+            *argument == *flag || argument.to_str().is_some_and(|text| text.starts_with(&with_value))
+        });
+        if let Some(at) = found {
+            let end = if arguments[at] == *flag { at + 2 } else { at + 1 };
+            arguments.drain(at..end.min(arguments.len()));
+        }
+        found.is_some()
+    }
 }
 
 fn effective(command: &Clap, matches: &ArgMatches) -> Vec<Effective> {
@@ -136,6 +212,8 @@ fn effective_one(arg: &Arg, matches: &ArgMatches) -> Option<Effective> {
     let given = given.join(",");
     let value = match (arg.is_hide_env_values_set(), variable.as_str()) {
         (false, _) => given,
+        // Credentials in it are refused.
+        (true, "NATS_MONITORING_URL") => given,
         (true, "NATS_URL") => NatsSettings { url: given, ..Default::default() }.address(),
         (true, _) => "(set)".to_owned(),
     };

@@ -1,13 +1,14 @@
-//! `conntest`: asks everything that the operator needs whether it answers.
+//! `conntest`: tries everything that the operator depends on.
 
 use std::{fmt, process::ExitCode};
 
 use anyhow::Result;
+use async_nats::jetstream::account::Account;
 
-use super::open_runner;
-use crate::{config::Settings, job::JobDefaults, nats::connect, runner::Runner};
+use super::{durability, open_runner};
+use crate::{config::Settings, error_chain::error_chain, job::JobDefaults, nats::connect, runner::Runner};
 
-/// What one of the things that the operator needs says.
+/// The result for one of the things that the operator depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// What was asked, such as `nats` or `kubernetes`.
@@ -16,19 +17,22 @@ pub struct Answer {
     pub address: String,
     /// Server and version, or in its own words why it cannot be used.
     pub result: Result<String, String>,
+    /// What may not be as it should, although it works.
+    pub warning: Option<String>,
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, address, result } = self;
+        let Self { name, address, result, warning } = self;
         match result {
-            Ok(server) => write!(f, "ok      {name}: {server} at {address}"),
-            Err(problem) => write!(f, "FAILED  {name} at {address}: {problem}"),
+            Ok(server) => write!(f, "ok      {name}: {server} at {address}")?,
+            Err(problem) => write!(f, "FAILED  {name} at {address}: {problem}")?,
         }
+        warning.iter().try_for_each(|warning| write!(f, "\nwarning {name}: {warning}"))
     }
 }
 
-/// Asks NATS and the runner, prints what each says, and answers 0 when both work, else 1.
+/// Tries NATS and the runner, prints a line for each, and returns the exit code: 0 when both work, else 1.
 ///
 /// # Errors
 /// The settings themselves are wrong.
@@ -44,15 +48,20 @@ pub async fn run(settings: &Settings) -> Result<ExitCode> {
 async fn ask_nats(settings: &Settings) -> Answer {
     let nats = settings.nats.settings();
     let result = match connect::connect(&nats).await {
-        Ok(client) => match connect::jetstream(client.clone()).query_account().await {
-            Ok(account) => {
-                Ok(format!("nats-server {}, JetStream with {} streams", client.server_info().version, account.streams))
-            }
-            Err(error) => Err(format!("no JetStream: {error}")),
-        },
-        Err(error) => Err(error.to_string()),
+        Ok(client) => {
+            let account = connect::jetstream(client.clone()).query_account().await;
+            let version = client.server_info().version;
+            let found = |account: Account| format!("nats-server {version}, JetStream with {} streams", account.streams);
+            account.map(found).map_err(|error| format!("JetStream does not answer: {}", error_chain(&error)))
+        }
+        Err(error) => Err(error_chain(&error)),
     };
-    Answer { name: "nats".to_owned(), address: nats.address(), result }
+    let durability = match &result {
+        Ok(_) => Some(durability::ask(settings.nats.nats_monitoring_url.as_ref()).await),
+        Err(_) => None,
+    };
+    let warning = durability.filter(|durability| durability.is_warning).map(|durability| durability.text);
+    Answer { name: "nats".to_owned(), address: nats.address(), result, warning }
 }
 
 async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
@@ -62,6 +71,7 @@ async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer
             name: "runner".to_owned(),
             address: format!("namespace {}", defaults.namespace),
             result: Err(error.to_string()),
+            warning: None,
         },
     })
 }
@@ -73,6 +83,7 @@ pub async fn ask_runner(runner: &dyn Runner) -> Answer {
         name: place.kind.to_owned(),
         address: format!("{} (namespace {})", place.address, place.namespace),
         result: runner.check().await.map_err(|error| error.to_string()),
+        warning: None,
     }
 }
 
@@ -87,7 +98,12 @@ mod tests {
 
     fn answer(result: Result<&str, &str>) -> Answer {
         let result = result.map(str::to_owned).map_err(str::to_owned);
-        Answer { name: "kubernetes".to_owned(), address: "https://10.0.0.1 (context prod)".to_owned(), result }
+        Answer {
+            name: "kubernetes".to_owned(),
+            address: "https://10.0.0.1 (context prod)".to_owned(),
+            result,
+            warning: None,
+        }
     }
 
     #[test]
@@ -95,6 +111,8 @@ mod tests {
         let (good, bad) = (answer(Ok("v1.37.2")), answer(Err("connection refused")));
         assert_eq!(good.to_string(), "ok      kubernetes: v1.37.2 at https://10.0.0.1 (context prod)");
         assert_eq!(bad.to_string(), "FAILED  kubernetes at https://10.0.0.1 (context prod): connection refused");
+        let doubtful = Answer { warning: Some("it is slow".to_owned()), ..good.clone() };
+        assert!(doubtful.to_string().ends_with("prod)\nwarning kubernetes: it is slow"), "{doubtful}");
         assert_eq!((exit_code(&[good.clone(), good.clone()]), exit_code(&[good, bad])), (0, 1));
     }
 }

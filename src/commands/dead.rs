@@ -29,7 +29,6 @@ pub enum Dead {
     /// Send them back into the queue; one that would be refused again stays
     Replay {
         #[command(flatten)]
-        #[allow(missing_docs)]
         which: Which,
         /// Send this JSON instead of the payload (`-`: standard input); with exactly one number
         #[arg(long, value_name = "JSON", conflicts_with = "all")]
@@ -38,7 +37,6 @@ pub enum Dead {
     /// Throw them away
     Purge {
         #[command(flatten)]
-        #[allow(missing_docs)]
         which: Which,
     },
 }

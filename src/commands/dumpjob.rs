@@ -47,7 +47,7 @@ pub fn run(
 }
 
 fn sample() -> anyhow::Result<Parsed> {
-    Ok(validate::parse(SAMPLE)?)
+    Ok(validate::parse(SAMPLE, crate::clock::now())?)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ pub mod cli;
 pub mod conntest;
 pub mod dead;
 pub mod dumpjob;
+pub mod durability;
+pub mod listen;
 pub mod manifest;
 pub mod nats_session;
 pub mod open_runner;
@@ -66,7 +68,7 @@ fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
             let runner = open_runner::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
             startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
         })?,
-        Command::Pause { duration } => runtime()?.block_on(pause::pause(duration, &settings))?,
+        Command::Pause { duration, reason } => runtime()?.block_on(pause::pause(duration, reason, &settings))?,
         Command::Resume => runtime()?.block_on(pause::resume(&settings))?,
         Command::Dead { what } => runtime()?.block_on(dead::run(what, &settings))?,
         Command::Schema { out_dir } => schema::run(out_dir.as_deref())?,

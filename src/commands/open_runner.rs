@@ -1,4 +1,4 @@
-//! Which runner it is to be, and opening it: the one way for every command that needs one.
+//! Chooses and opens the runner, in one place for every command that needs one.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use crate::{
     },
 };
 
-/// The runner that the settings ask for, however long its place takes to answer.
+/// The runner that the settings ask for; waits until its cluster answers.
 ///
 /// # Errors
 /// None is given and there is no cluster, or the local runner's folder cannot be used.
 pub async fn open(settings: &Settings, defaults: &JobDefaults) -> Result<Arc<dyn Runner>> {
-    let mut trouble = Retry::new("reach the cluster");
+    let mut retry = Retry::new("reach the cluster");
     loop {
         match open_once(settings, defaults).await? {
             Ok(runner) => return Ok(runner),
-            Err(error) => tokio::time::sleep(trouble.failed(error)).await,
+            Err(error) => tokio::time::sleep(retry.failed(error)).await,
         }
     }
 }

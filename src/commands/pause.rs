@@ -1,21 +1,31 @@
-//! `pause` and `resume`: whether new calls are dialled. The server itself in_flight them back, for every replica.
+//! `pause` and `resume`: whether new calls are dialled. They set a key that every replica obeys, so they work before the first
+//! operator was started, too.
 
 use std::time::Duration;
 
 use anyhow::Result;
+use async_nats::jetstream::kv::Store;
+use jiff::Timestamp;
 
 use super::nats_session::{self, NatsSession};
-use crate::{config::Settings, queue::control};
+use crate::{
+    clock::now,
+    config::Settings,
+    nats::streams,
+    queue::control::{self, Paused},
+};
 
 /// Pauses, for a while or until resumed.
 ///
 /// # Errors
-/// NATS does not answer, or there is no queue yet.
-pub async fn pause(duration: Option<Duration>, settings: &Settings) -> Result<()> {
-    let NatsSession { jetstream, names } = nats_session::open(settings).await?;
-    let until = control::pause(&jetstream, &names, duration).await?;
-    match duration {
-        Some(_) => println!("no new call is dialled until {until}; calls in progress go on"),
+/// NATS does not answer, or refuses.
+pub async fn pause(duration: Option<Duration>, reason: Option<String>, settings: &Settings) -> Result<()> {
+    let since = now();
+    let until = duration.map(|duration| since.checked_add(duration).unwrap_or(Timestamp::MAX));
+    let paused = Paused { until, by: user(), reason, since: Some(since) };
+    control::pause(&bucket(settings).await?, &paused).await?;
+    match until {
+        Some(until) => println!("no new call is dialled until {until}; calls in progress go on"),
         None => println!("no new call is dialled until `resume`; calls in progress go on"),
     }
     Ok(())
@@ -24,10 +34,19 @@ pub async fn pause(duration: Option<Duration>, settings: &Settings) -> Result<()
 /// Resumes.
 ///
 /// # Errors
-/// NATS does not answer, or there is no queue yet.
+/// NATS does not answer, or refuses.
 pub async fn resume(settings: &Settings) -> Result<()> {
-    let NatsSession { jetstream, names } = nats_session::open(settings).await?;
-    control::resume(&jetstream, &names).await?;
+    control::resume(&bucket(settings).await?).await?;
     println!("calls are dialled again");
     Ok(())
+}
+
+async fn bucket(settings: &Settings) -> Result<Store> {
+    let NatsSession { jetstream, .. } = nats_session::open(settings).await?;
+    Ok(streams::bucket(&jetstream, &settings.queue.settings()).await?)
+}
+
+/// Who runs this, as far as the environment says.
+fn user() -> Option<String> {
+    ["USER", "HOSTNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty())
 }

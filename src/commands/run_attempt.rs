@@ -133,7 +133,7 @@ fn outlast(group: Pid, ended: &Receiver<()>, deadline_seconds: Option<u64>) -> b
     if !is_late(Duration::from_secs(seconds)) {
         return false;
     }
-    let _ = kill_process_group(group, Signal::TERM);
+    let _ = kill_process_group(group, Signal::INT);
     if is_late(STOP_GRACE) {
         let _ = kill_process_group(group, Signal::KILL);
         let _ = ended.recv();

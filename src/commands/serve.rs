@@ -1,29 +1,31 @@
 //! `serve`: puts everything together, and takes it apart again at the end. The only place that knows all parts.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{banner, cli::Effective, open_runner};
+use super::{banner, cli::Effective, durability, listen::listen, nats_session, open_runner};
 use crate::{
     api::{self, Api},
     call::Status,
     call_index::{Brief, CallIndex},
-    config::{HttpArgs, QueueArgs, Settings},
+    clock::now,
+    config::{QueueArgs, Settings},
     dialler::{Dialler, Starts},
     http::{self, HttpSettings},
     job::JobDefaults,
     job_watch::{self, JobStore},
     nats::{
         Names, StreamSettings,
-        connect::{self, ConnectError},
+        connect::{self, Refusal},
         streams,
     },
     queue::{
-        Delivery, InFlight, Inbox, control,
+        Delivery, InFlight, Inbox, Keeper,
+        control::{self, Pause},
         dead_letters::DeadLetters,
         pull,
         rate_limit::RateLimit,
@@ -31,48 +33,48 @@ use crate::{
         undecodable,
     },
     reconcile::Reconciler,
-    retry::{self, Retry},
-    schema, shutdown,
+    retry, schema, shutdown,
     status_log::StatusLog,
 };
 
-/// How old what health and metrics tell of the queue may be.
+/// How old the state of the queue in `/health` and `/metrics` may be.
 const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
-/// Why nothing was started; never shown, since whoever asked for the end does not wait for it.
+/// Why nothing was started; not shown, since a signal came first.
 const STOPPED: &str = "asked to end before the start was complete";
 
 /// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.
 ///
 /// # Errors
-/// What makes it impossible to begin: the port is taken, a file cannot be read, the server is too old.
+/// What makes it impossible to begin (the port is taken, a file cannot be read, the server is too old), or NATS has refused the
+/// credentials for a minute.
 pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("signals cannot be listened to")?;
     banner::print(effective);
     let defaults = settings.job.defaults()?;
-    let listener = listen(&settings.http).await?;
+    let listeners = listen(&settings.http).await?;
     let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
-    let server = tokio::spawn(http::serve(listener, api.clone(), http_settings(), stopped));
+    let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
+    // Until the process ends: the kubelet goes on asking while calls are handed back.
+    tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
+    let refusal = Refusal::default();
+    let work = async {
+        tokio::select! {
+            started = Engine::start(&settings, defaults, &api, &closing, &refusal) => started?.run(&closing).await,
+            () = closing.cancelled() => {}
+        }
+        anyhow::Ok(())
+    };
     tokio::select! {
-        started = Engine::start(&settings, defaults, &api, &closing) => started?.run(&closing).await,
-        () = closing.cancelled() => {}
+        worked = work => worked?,
+        error = nats_session::refused_for_long(&settings, &refusal) => return Err(error),
     }
     server.await.context("the HTTP server broke down")?;
     tracing::info!("ended in order");
     Ok(())
-}
-
-async fn listen(settings: &HttpArgs) -> Result<TcpListener> {
-    let HttpArgs { host, port } = *settings;
-    let address = SocketAddr::new(host, port);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; choose another HOST or PORT"))?;
-    tracing::info!("listening on http://{}", listener.local_addr()?);
-    Ok(listener)
 }
 
 fn http_settings() -> HttpSettings {
@@ -85,6 +87,7 @@ struct Engine {
     client: Client,
     jetstream: jetstream::Context,
     streams: StreamSettings,
+    keeper: Arc<Keeper>,
     dialler: Arc<Dialler>,
     handing_back: CancellationToken,
     background: JoinSet<()>,
@@ -92,15 +95,23 @@ struct Engine {
 
 impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
-    async fn start(settings: &Settings, defaults: JobDefaults, api: &Api, closing: &CancellationToken) -> Result<Self> {
-        let (client, runner) = tokio::try_join!(connected(settings), open_runner::open(settings, &defaults))?;
+    async fn start(
+        settings: &Settings,
+        defaults: JobDefaults,
+        api: &Api,
+        closing: &CancellationToken,
+        refusal: &Refusal,
+    ) -> Result<Self> {
+        let client = nats_session::open_patiently(settings, api, refusal);
+        let (client, runner) = tokio::try_join!(client, open_runner::open(settings, &defaults))?;
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
-        let prepare = || streams::ensure(&jetstream, &streams);
-        retry::until_stopped(closing, "prepare the streams", prepare).await.context(STOPPED)?;
+        let in_flight = InFlight::new(client.clone());
+        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), in_flight.clone()));
+        retry::until_stopped(closing, "prepare the streams", || keeper.look()).await.context(STOPPED)?;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
-        let prepare = || streams::bucket(&jetstream, &streams);
-        let bucket = retry::until_stopped(closing, "prepare the bucket", prepare).await.context(STOPPED)?;
+        let open = || streams::bucket(&jetstream, &streams);
+        let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
         let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
@@ -118,28 +129,31 @@ impl Engine {
             runner: runner.clone(),
             store,
             reconciler,
-            in_flight: InFlight::new(client.clone()),
+            in_flight,
             timers: Timers::new(jetstream.clone(), &streams.names),
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster,
-            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket, calls_per_second)),
+            pause: Pause::default(),
+            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
             fault_patience,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),
         });
-        let mut engine = Self { client, jetstream, streams, dialler, handing_back, background: JoinSet::new() };
-        engine.follow(api, settings.queue.status_retention);
+        let mut engine = Self { client, jetstream, streams, keeper, dialler, handing_back, background: JoinSet::new() };
+        engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
+        engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
+        engine.follow(api, &settings.queue, closing);
         engine.consume(closing);
         tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
     /// The index follows the log, the store follows the runner, and the ack waits of what is in progress are extended.
-    fn follow(&mut self, api: &Api, retention: Duration) {
+    fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) {
         let dialler = &self.dialler;
-        let index = CallIndex::default();
+        let index = CallIndex::new(settings.index_max_calls);
         api.open(api::Parts {
             client: self.client.clone(),
             log: dialler.log.clone(),
@@ -149,39 +163,45 @@ impl Engine {
             namespace: dialler.defaults.namespace.clone(),
         });
         let store = dialler.store.clone();
-        let stream = self.streams.names.status_stream.clone();
-        let patient = connect::patient_jetstream(self.client.clone());
         let on_change = move |brief: &Brief| wake_if_cancelling(&store, brief);
-        self.background.spawn(index.clone().follow(patient, dialler.log.clone(), stream, on_change));
-        self.background.spawn(index.sweep(retention));
+        self.background.spawn(index.clone().follow(dialler.log.clone(), on_change));
+        self.background.spawn(index.sweep(settings.status_retention));
         let (listed, reconciler) = (api.clone(), dialler.reconciler.clone());
         self.background.spawn(job_watch::watch_runner(dialler.runner.clone(), dialler.store.clone(), move || {
             listed.set_runner_listed();
             reconciler.request();
         }));
         self.background.spawn(dialler.reconciler.clone().run());
-        self.background.spawn(dialler.in_flight.clone().keep_in_progress());
-        let (state, names) = (api.clone(), self.streams.names.clone());
-        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state));
+        self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
+        let (state, names, pause) = (api.clone(), self.streams.names.clone(), dialler.pause.clone());
+        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state, pause, closing.clone()));
     }
 
-    /// Moves what comes due into the queue, and takes from the queue, until `closing`.
+    /// Keeps the streams, moves what comes due into the queue, and takes from the queue, until `closing`.
     fn consume(&mut self, closing: &CancellationToken) {
         let names = self.streams.names.clone();
         let inbox = Inbox::new(self.jetstream.clone(), &names);
-        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, closing.clone()));
+        let (keeper, stop) = (self.keeper.clone(), closing.clone());
+        self.background.spawn(async move { keeper.run(stop).await });
+        let keeper = self.keeper.clone();
+        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, keeper, closing.clone()));
         let dialler = self.dialler.clone();
         let refuse = move |delivery: Delivery, problem: String| {
             let dialler = dialler.clone();
             async move { dialler.refuse_unreadable(&delivery, &problem).await }
         };
         let (names, in_flight) = (self.streams.names.clone(), self.dialler.in_flight.clone());
-        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, refuse));
+        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, closing.clone(), refuse));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
-        let pull =
-            pull::pull(self.jetstream.clone(), self.streams.clone(), closing.clone(), move |delivery, permit| {
+        let pull = pull::pull(
+            self.jetstream.clone(),
+            self.streams.clone(),
+            self.keeper.clone(),
+            closing.clone(),
+            move |delivery, permit| {
                 dialler.accept(delivery, permit);
-            });
+            },
+        );
         self.background.spawn(async move {
             pull.await;
             handing_back.cancel();
@@ -209,25 +229,14 @@ fn wake_if_cancelling(store: &JobStore, brief: &Brief) {
     }
 }
 
-/// Keeps up to date what health and metrics say of the queue.
-async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api) {
-    let mut ticks = tokio::time::interval(QUEUE_LOOK_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        api.set_queue_state(control::state(&jetstream, &names).await.ok());
-    }
-}
-
-/// A connection to NATS, however long it takes; only what cannot heal is an error.
-async fn connected(settings: &Settings) -> Result<Client> {
-    let nats = settings.nats.settings();
-    let mut retry = Retry::new("connect to NATS");
-    loop {
-        match connect::connect(&nats).await {
-            Ok(client) => return Ok(client),
-            Err(ConnectError::Unavailable(error)) => tokio::time::sleep(retry.failed(error.chain())).await,
-            Err(fatal) => return Err(fatal.into()),
-        }
+/// Keeps up to date what health and metrics say of the queue, until `stop`.
+async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api, pause: Pause, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let state = match api.in_progress() {
+            Some(count) => control::state(&jetstream, &names, count, pause.paused(now())).await.ok(),
+            None => None,
+        };
+        api.set_queue_state(state);
+        retry::sleep(&stop, QUEUE_LOOK_EVERY).await;
     }
 }

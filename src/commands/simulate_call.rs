@@ -206,7 +206,7 @@ fn play(script: &Script) -> ExitCode {
     state("CALLING", 0);
     let Some((code, phrase)) = script.failure else { return play_answered(script.takes) };
     let hung_up = !wait(script.takes);
-    let (code, phrase) = if hung_up { (487, "hung up on SIGTERM") } else { (code, phrase) };
+    let (code, phrase) = if hung_up { (487, "hung up on SIGINT") } else { (code, phrase) };
     log("INFO", &format!("Call not answered: {phrase}"));
     state("DISCONNECTED", code);
     fail()
@@ -221,7 +221,7 @@ fn play_answered(takes: Duration) -> ExitCode {
         hung_up = !wait(takes - ringing);
     }
     if hung_up {
-        log("WARNING", "SIGTERM: hanging up");
+        log("WARNING", "SIGINT: hanging up");
         state("DISCONNECTED", 487);
         return fail();
     }
@@ -244,7 +244,7 @@ fn log(level: &str, text: &str) {
     let _ = writeln!(std::io::stderr(), "{time} | {level} | simulate-call - {text}");
 }
 
-/// Waits; false when SIGTERM came first. A handler of its own would be unsafe code, so tokio's is used, on this thread alone.
+/// Waits; false when SIGINT came first. A handler of its own would be unsafe code, so tokio's is used, on this thread alone.
 fn wait(time: Duration) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else {
@@ -252,8 +252,8 @@ fn wait(time: Duration) -> bool {
         return true;
     };
     runtime.block_on(async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut terminate) => tokio::time::timeout(time, terminate.recv()).await.is_err(),
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()) {
+            Ok(mut interrupt) => tokio::time::timeout(time, interrupt.recv()).await.is_err(),
             Err(_) => {
                 tokio::time::sleep(time).await;
                 true

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     BadSetting,
-    values::{namespace_name, not_empty, secret_name, selector, truth, whole},
+    values::{command, namespace_name, not_empty, secret_name, selector, template_file, truth, whole},
 };
 use crate::job::{JobDefaults, manifest::parse_template};
 
@@ -15,6 +15,9 @@ use crate::job::{JobDefaults, manifest::parse_template};
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 /// The namespace when nothing names one.
 const DEFAULT_NAMESPACE: &str = "sipstuff";
+
+/// Python ignores SIGTERM as process 1 of a container, and hangs up on SIGINT; the caller's image surely has it.
+const HANG_UP: &str = "python3 -c 'import os,signal;os.kill(1,signal.SIGINT)'";
 
 /// What every Job has in common.
 #[derive(Debug, Clone, Args)]
@@ -44,8 +47,11 @@ pub struct JobArgs {
     /// Seconds added to the longest the conversation can last; together they are the pod's deadline
     #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
     pub job_deadline_margin_seconds: u32,
+    /// Command that makes the caller hang up, run in its container before that is stopped (words as a shell splits them); `none` for no command
+    #[arg(long, env = "JOB_HANG_UP_COMMAND", default_value = HANG_UP, global = true, value_parser = command, value_name = "COMMAND")]
+    pub job_hang_up_command: HangUp,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
-    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_name = "FILE")]
+    #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_parser = template_file, value_name = "FILE")]
     pub job_template_file: Option<PathBuf>,
     /// Directory of the hosts with text-to-speech models
     #[arg(long, env = "PIPER_DATA_DIR", global = true, value_name = "DIR")]
@@ -70,6 +76,10 @@ pub struct JobArgs {
     pub default_node_selector: Option<Selector>,
 }
 
+/// A command, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HangUp(pub Option<Vec<String>>);
+
 /// `nodeSelector` of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selector(pub BTreeMap<String, String>);
@@ -89,6 +99,7 @@ impl JobArgs {
             job_host_network,
             job_start_seconds,
             job_deadline_margin_seconds,
+            job_hang_up_command,
             job_template_file,
             piper_data_dir,
             whisper_data_dir,
@@ -119,6 +130,7 @@ impl JobArgs {
             node_selector: default_node_selector.unwrap_or_default().0,
             start_seconds: job_start_seconds,
             deadline_margin: job_deadline_margin_seconds,
+            hang_up: job_hang_up_command.0,
             template: template.transpose()?,
         })
     }

@@ -14,8 +14,8 @@ use clap::{Args, ValueEnum};
 
 use self::values::{address, log_filter, not_empty, whole};
 pub use self::{
-    job::{JobArgs, Selector},
-    nats::NatsArgs,
+    job::{HangUp, JobArgs, Selector},
+    nats::{MonitoringUrls, NatsArgs},
     queue::QueueArgs,
     values::at_least,
 };
@@ -24,22 +24,16 @@ pub use self::{
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub nats: NatsArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub queue: QueueArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub runner: RunnerArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub job: JobArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub http: HttpArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -74,7 +68,7 @@ pub enum RunnerKind {
     Local,
 }
 
-/// The HTTP API.
+/// The HTTP API, and the listener of probes and metrics.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
 pub struct HttpArgs {
@@ -84,18 +78,46 @@ pub struct HttpArgs {
     /// Port to listen on; 0 for a free one
     #[arg(long, env = "PORT", default_value_t = 8080, global = true, value_parser = whole(0_u16..=u16::MAX))]
     pub port: u16,
+    /// Address of the probes and metrics; by default HOST
+    #[arg(long, env = "ADMIN_HOST", global = true, value_parser = address)]
+    pub admin_host: Option<IpAddr>,
+    /// Port of the probes and metrics (/livez, /readyz, /health, /metrics), which answer there however busy the API is; 0 for a
+    /// free one
+    #[arg(long, env = "ADMIN_PORT", default_value_t = 8081, global = true, value_parser = whole(0_u16..=u16::MAX))]
+    pub admin_port: u16,
 }
 
 /// The log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// What is logged: a level, or `target=level` pairs separated by commas
-    #[arg(long, env = "RUST_LOG", default_value = "info", global = true, value_parser = log_filter)]
+    /// What is logged: a level, or `target=level` pairs separated by commas; by default what LOGURU_LEVEL says
+    #[arg(
+        long, env = "RUST_LOG", default_value = "info", default_value_ifs = LEVELS.map(by_loguru), global = true,
+        value_parser = log_filter
+    )]
     pub rust_log: String,
+    /// The log level, under the name that the Python service has for it
+    #[arg(long, env = "LOGURU_LEVEL", global = true, value_name = "LEVEL", value_parser = LEVELS.map(|(name, _)| name))]
+    pub loguru_level: Option<String>,
     /// How it is written
     #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true, value_enum)]
     pub log_format: LogFormat,
+}
+
+/// Loguru's levels, and what each is called here. Its `SUCCESS` and `CRITICAL` have no counterpart.
+const LEVELS: [(&str, &str); 7] = [
+    ("TRACE", "trace"),
+    ("DEBUG", "debug"),
+    ("INFO", "info"),
+    ("SUCCESS", "info"),
+    ("WARNING", "warn"),
+    ("ERROR", "error"),
+    ("CRITICAL", "error"),
+];
+
+fn by_loguru((name, level): (&'static str, &'static str)) -> (&'static str, &'static str, Option<&'static str>) {
+    ("loguru_level", name, Some(level))
 }
 
 /// How the log is written.
@@ -111,3 +133,32 @@ pub enum LogFormat {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct BadSetting(String);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::LogArgs;
+
+    /// Without the variables of whoever runs the tests.
+    fn rust_log(arguments: &[&str]) -> Result<String, clap::Error> {
+        let command = LogArgs::augment_args(Command::new("log"));
+        let command = command.mut_args(|arg| arg.env(None::<&'static str>));
+        let matches = command.try_get_matches_from([&["log"], arguments].concat())?;
+        Ok(LogArgs::from_arg_matches(&matches)?.rust_log)
+    }
+
+    #[test]
+    fn the_level_of_the_python_service_counts_where_rust_log_is_not_set() {
+        for (level, filter) in
+            [("DEBUG", "debug"), ("WARNING", "warn"), ("SUCCESS", "info"), ("CRITICAL", "error"), ("TRACE", "trace")]
+        {
+            assert_eq!(rust_log(&["--loguru-level", level]).unwrap(), filter, "{level}");
+        }
+        assert_eq!(rust_log(&[]).unwrap(), "info");
+        assert_eq!(rust_log(&["--loguru-level", "DEBUG", "--rust-log", "warn"]).unwrap(), "warn");
+        assert!(rust_log(&["--loguru-level", "debug"]).is_err());
+    }
+}

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use clap::Args;
 use secrecy::SecretString;
 
-use crate::nats::NatsSettings;
+use super::values::monitoring_urls;
+use crate::nats::{MonitoringUrl, NatsSettings};
 
 /// How to reach NATS.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// Address of nats-server 2.12 or newer; several, separated by commas
+    /// Address of nats-server 2.12 or newer; several, separated by commas. May hold the credentials: nats://user:password@host
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", global = true, hide_env_values = true)]
     pub nats_url: String,
     /// Credentials file (JWT and seed)
@@ -39,7 +40,15 @@ pub struct NatsArgs {
     /// PEM file of the client certificate's key
     #[arg(long, env = "NATS_KEY_FILE", global = true, value_name = "FILE")]
     pub nats_key_file: Option<PathBuf>,
+    /// Address of the server's monitoring port, such as http://nats:8222; several, separated by commas. With it, /readyz and
+    /// conntest say what a power loss may lose
+    #[arg(long, env = "NATS_MONITORING_URL", global = true, value_parser = monitoring_urls, value_name = "URL,…", hide_env_values = true)]
+    pub nats_monitoring_url: Option<MonitoringUrls>,
 }
+
+/// The monitoring ports of all servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MonitoringUrls(pub Vec<MonitoringUrl>);
 
 impl NatsArgs {
     /// As the queue takes them.
@@ -54,6 +63,7 @@ impl NatsArgs {
             nats_ca_file,
             nats_cert_file,
             nats_key_file,
+            nats_monitoring_url: _,
         } = self.clone();
         NatsSettings {
             url: nats_url,

@@ -33,6 +33,10 @@ pub struct QueueArgs {
     /// Most bytes in the queue; it refuses more. -1: no limit
     #[arg(long, env = "QUEUE_MAX_BYTES", default_value_t = -1, global = true, allow_negative_numbers = true, value_parser = whole(-1_i64..=i64::MAX))]
     pub queue_max_bytes: i64,
+    /// Most calls that GET /jobs lists; each takes about 250 bytes in every replica. Older ones that have ended are left out first, and
+    /// are still found by name or id
+    #[arg(long, env = "INDEX_MAX_CALLS", default_value_t = 1_000_000, global = true, value_parser = whole(1_usize..=100_000_000))]
+    pub index_max_calls: usize,
 }
 
 impl QueueArgs {
@@ -46,6 +50,7 @@ impl QueueArgs {
             nats_replicas,
             queue_max_messages,
             queue_max_bytes,
+            index_max_calls: _,
         } = *self;
         StreamSettings {
             names: Names::default(),

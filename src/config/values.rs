@@ -1,10 +1,13 @@
 //! The text of one setting, read. Apart, since each is a function that a test can call, and all refuse in the same way: they
 //! say what is accepted.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
-use super::Selector;
-use crate::call::validate::names::{is_label_key, is_label_value, is_subdomain};
+use super::{HangUp, MonitoringUrls, Selector};
+use crate::{
+    call::validate::names::{is_label_key, is_label_value, is_subdomain},
+    job::manifest::parse_template,
+};
 
 /// A record must outlive the longest call: 600 s × 100, and its delays.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);
@@ -47,7 +50,7 @@ pub(super) fn fault_patience(text: &str) -> Result<Duration, String> {
 /// A duration as a setting or flag has it: seconds, or a span such as `7d12h`, where a day has 24 hours.
 ///
 /// # Errors
-/// What is accepted, when it is none or shorter than `least`.
+/// What is accepted, when it is not a duration or shorter than `least`.
 pub fn at_least(text: &str, least: Duration) -> Result<Duration, String> {
     let seconds = || {
         let span: jiff::Span = text.parse().ok()?;
@@ -75,18 +78,36 @@ pub(super) fn secret_name(text: &str) -> Result<String, String> {
     if is_subdomain(text) { Ok(text.to_owned()) } else { Err(accepted.to_owned()) }
 }
 
+pub(super) fn command(text: &str) -> Result<HangUp, String> {
+    if text.trim() == "none" {
+        return Ok(HangUp(None));
+    }
+    let words = shlex::split(text).filter(|words| !words.is_empty());
+    words.map(|words| HangUp(Some(words))).ok_or_else(|| "accepted: a command, its quotes closed, or none".to_owned())
+}
+
 pub(super) fn selector(text: &str) -> Result<Selector, String> {
     let pair = |entry: &str| {
         let (key, value) =
             entry.split_once('=').ok_or_else(|| format!("`{entry}` has no `=`; accepted: key=value,key2=value2"))?;
         match (is_label_key(key.trim()), is_label_value(value.trim())) {
             (true, true) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-            (false, _) => Err(format!("`{key}` is no label key of Kubernetes")),
-            (_, false) => Err(format!("`{value}` is no label value of Kubernetes")),
+            (false, _) => Err(format!("`{key}` is not a valid label key in Kubernetes")),
+            (_, false) => Err(format!("`{value}` is not a valid label value in Kubernetes")),
         }
     };
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     entries.map(pair).collect::<Result<_, String>>().map(Selector)
+}
+
+pub(super) fn monitoring_urls(text: &str) -> Result<MonitoringUrls, String> {
+    text.split(',').map(str::parse).collect::<Result<_, _>>().map(MonitoringUrls)
+}
+
+/// Read here only to be checked, so that it is named beside every other setting that is wrong.
+pub(super) fn template_file(text: &str) -> Result<PathBuf, String> {
+    let template = std::fs::read_to_string(text).map_err(|error| error.to_string())?;
+    parse_template(&template).map(|_| PathBuf::from(text))
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {

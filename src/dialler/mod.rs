@@ -24,6 +24,7 @@ use crate::{
     nats::NatsErrorKind,
     queue::{
         Delivery, InFlight,
+        control::Pause,
         dead_letters::DeadLetters,
         in_flight::Settlement,
         inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
@@ -41,6 +42,8 @@ use processing::Processing;
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;
+/// How much the clocks of two replicas may differ: a moment that one of them accepts must not be too far ahead for the other.
+const CLOCKS_DIFFER_BY: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
 /// Everything that is needed to process a message.
 pub struct Dialler {
@@ -62,6 +65,8 @@ pub struct Dialler {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
+    /// Whether new calls are held back.
+    pub pause: Pause,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
     /// `FAULT_PATIENCE`: how long a call is tried again whose attempts never ran.
@@ -109,7 +114,7 @@ impl Dialler {
 
     /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
     pub async fn refuse_unreadable(&self, delivery: &Delivery, problem: &str) {
-        let id = validate::parse(&delivery.payload).ok().and_then(|parsed| parsed.id);
+        let id = validate::parse(&delivery.payload, now()).ok().and_then(|parsed| parsed.id);
         let message = format!("cannot be read: {problem}");
         let errors = vec![FieldError { field: "headers".to_owned(), message }];
         self.refuse(delivery, Unfit { id: id.clone(), refusal: Refusal::Invalid { id, errors } }).await;
@@ -131,7 +136,7 @@ impl Dialler {
             let fingerprint = Fingerprint::of(&delivery.payload);
             let namespace = &self.defaults.namespace;
             let event = StatusEvent::rejected(id, fingerprint, namespace, delivery.queued_at(), reason, now());
-            if self.append_first(event).await.is_none() {
+            if self.append_first(event.in_trace(delivery.traceparent())).await.is_none() {
                 return Settlement::Nak(None);
             }
         }
@@ -158,9 +163,10 @@ struct Unfit {
 
 /// Decode → validate → identify.
 fn decode(delivery: &Delivery) -> Result<Call, Unfit> {
-    match validate::parse(&delivery.payload) {
+    // The clock of whoever accepted it may be ahead of this one.
+    match validate::parse(&delivery.payload, now() + CLOCKS_DIFFER_BY) {
         Ok(parsed) => match identify(delivery, parsed.id) {
-            Ok(id) => Ok(Call::new(id, parsed.spec)),
+            Ok(id) => Ok(Call::new(id, parsed.spec).in_trace(delivery.traceparent())),
             Err(refusal) => Err(Unfit { id: None, refusal }),
         },
         Err(refusal) => {

@@ -79,7 +79,7 @@ mod tests {
         if let Some(seconds) = not_after {
             request["not_after"] = json!(at(NOW + seconds).to_string());
         }
-        validate::parse(request.to_string().as_bytes()).expect("a valid request").spec
+        validate::parse(request.to_string().as_bytes(), at(NOW)).expect("a valid request").spec
     }
 
     /// A call whose attempts have ended so, one after another; the last one has just been claimed.

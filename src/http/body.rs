@@ -1,5 +1,5 @@
-//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, and its
-//! `Idempotency-Key`.
+//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, its
+//! `Idempotency-Key`, its trace.
 
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -7,11 +7,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::HttpSettings;
+use super::body_budget::FREE_BYTES;
 use super::problem::{Kind, Problem};
-use crate::call::CallId;
+use crate::call::traceparent::HEADER_TRACEPARENT;
+use crate::call::{CallId, TraceParent};
 
 /// How much of a body that is too large is read and forgotten, and for how long, so that the client gets to read the answer
 /// instead of a connection reset in the middle of its writing.
@@ -36,10 +38,10 @@ pub(super) fn json_type(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Kind::UnsupportedMediaType, detail))
 }
 
-/// Reads a body; never holds more than the limit.
+/// Reads a body; never holds more than the limit, and beyond its first bytes only what the budget of all bodies has room for.
 ///
 /// # Errors
-/// 413 when it is too large, 408 when it takes too long, 400 when it breaks off.
+/// 413 when it is too large, 408 when it takes too long, 503 when there was no room in time, 400 when it breaks off.
 pub(super) async fn read<S, B>(settings: &HttpSettings, headers: &HeaderMap, body: S) -> Result<Bytes, Problem>
 where
     S: Stream<Item = Result<B, warp::Error>>,
@@ -49,45 +51,60 @@ where
     let limit = settings.max_body_bytes;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit as u64) {
-        // Who asks before sending is told before sending.
+        // A client that asks before it sends (`Expect`) gets its answer before it sends.
         if !headers.contains_key(header::EXPECT) {
             discard(body).await;
         }
         return Err(Problem::too_large(limit));
     }
-    let whole = timeout(settings.body_timeout, collect(body.as_mut(), limit)).await.unwrap_or_else(|_| {
-        let seconds = settings.body_timeout.as_secs_f32();
-        Err(Broken::Is(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s"))))
-    });
-    match whole {
+    let share = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
+    match collect(body.as_mut(), settings, share).await {
         Ok(bytes) => Ok(bytes),
         Err(Broken::TooLarge) => {
             discard(body).await;
             Err(Problem::too_large(limit))
         }
-        Err(Broken::Is(problem)) => Err(problem),
+        Err(Broken::NoRoom) => {
+            discard(body).await;
+            Err(Problem::new(Kind::Busy, "too many large requests are being read; send this one again later"))
+        }
+        Err(Broken::TooSlow) => {
+            let seconds = settings.body_timeout.as_secs_f32();
+            Err(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s")))
+        }
+        Err(Broken::Off) => Err(Problem::new(Kind::BadRequest, "the body broke off before its end")),
     }
 }
 
 /// Why a body was not read whole.
 enum Broken {
     TooLarge,
-    Is(Problem),
+    TooSlow,
+    NoRoom,
+    Off,
 }
 
-async fn collect<S, B>(mut body: Pin<&mut S>, limit: usize) -> Result<Bytes, Broken>
+/// Puts a body together; `size` is what it takes of the budget once it is larger than what is free.
+async fn collect<S, B>(mut body: Pin<&mut S>, settings: &HttpSettings, size: usize) -> Result<Bytes, Broken>
 where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
+    let deadline = Instant::now() + settings.body_timeout;
+    let mut share = None;
     // Nearly every body comes in one piece, which then is not copied.
     let mut whole = Bytes::new();
     let mut more = BytesMut::new();
-    while let Some(piece) = body.next().await {
-        let mut piece =
-            piece.map_err(|_| Broken::Is(Problem::new(Kind::BadRequest, "the body broke off before its end")))?;
-        if whole.len() + more.len() + piece.remaining() > limit {
+    while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| Broken::TooSlow)? {
+        let mut piece = piece.map_err(|_| Broken::Off)?;
+        let length = whole.len() + more.len() + piece.remaining();
+        if length > settings.max_body_bytes {
             return Err(Broken::TooLarge);
+        }
+        if length > FREE_BYTES && share.is_none() {
+            // Nothing is read while it waits, so what the client sends stays in the client.
+            let waits = timeout_at(deadline, settings.body_budget.share(size));
+            share = Some(waits.await.map_err(|_| Broken::NoRoom)?);
         }
         if whole.is_empty() && more.is_empty() {
             whole = piece.copy_to_bytes(piece.remaining());
@@ -96,7 +113,11 @@ where
             more.extend_from_slice(&piece.copy_to_bytes(piece.remaining()));
         }
     }
-    Ok(if more.is_empty() { whole } else { more.freeze() })
+    let whole = if more.is_empty() { whole } else { more.freeze() };
+    Ok(match share {
+        Some(share) => share.held_by(whole),
+        None => whole,
+    })
 }
 
 async fn discard<S, B>(mut body: Pin<&mut S>)
@@ -117,11 +138,11 @@ where
     let _ = timeout(DISCARD_TIME, reading).await;
 }
 
-/// The id that the `Idempotency-Key` header names, with or without the quotes that the draft asks for. Only looked at when the
-/// body has no `id`: that one says who the call is wherever else the request travels, so it goes first.
+/// The id that the `Idempotency-Key` header names. The draft asks for a string in quotes (RFC 8941, section 3.3.3); a value without
+/// them is taken as it is, since most clients send it so.
 ///
 /// # Errors
-/// 422 when it is no id, or when there are several.
+/// 422 when it is not a valid id, or when there are several.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Problem> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
@@ -129,9 +150,35 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Pro
     if keys.next().is_some() {
         return Err(wrong("given more than once; send one".to_owned()));
     }
-    let text = std::str::from_utf8(key.as_bytes()).map_err(|_| wrong("is not UTF-8".to_owned()))?;
-    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let ascii = "has characters other than printable ASCII; pass such an id in the body, as `id`";
+    let text = key.to_str().map_err(|_| wrong(ascii.to_owned()))?;
+    let text = match text.strip_prefix('"') {
+        Some(quoted) => {
+            unquoted(quoted).ok_or_else(|| wrong("is not a valid string in quotes (RFC 8941)".to_owned()))?
+        }
+        None => text.to_owned(),
+    };
     CallId::parse(text).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+/// The trace that the request belongs to; an invalid or a second one is ignored, as W3C Trace Context asks.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(HEADER_TRACEPARENT).iter();
+    let first = TraceParent::parse(given.next()?.to_str().ok()?);
+    first.filter(|_| given.next().is_none())
+}
+
+/// The rest of a quoted string, in which `\"` and `\\` stand for a quote and a backslash.
+fn unquoted(rest: &str) -> Option<String> {
+    let (mut text, mut rest) = (String::new(), rest.strip_suffix('"')?.chars());
+    while let Some(character) = rest.next() {
+        match character {
+            '"' => return None,
+            '\\' => text.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            other => text.push(other),
+        }
+    }
+    Some(text)
 }
 
 #[cfg(test)]
@@ -140,6 +187,7 @@ mod tests {
     use futures::stream;
     use http::HeaderValue;
 
+    use super::super::BodyBudget;
     use super::*;
 
     fn headers(given: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -207,11 +255,54 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endless_body_is_neither_held_nor_read_for_ever() {
+    async fn an_endless_body_is_neither_kept_nor_read_to_its_end() {
         let endless = stream::repeat_with(|| Ok(&[0_u8; 4096][..]));
         assert_eq!(read(&small(), &HeaderMap::new(), endless).await.unwrap_err().kind(), Kind::TooLarge);
         let stalls = pieces(&["abcdefg"]).chain(stream::pending());
         assert_eq!(read(&small(), &HeaderMap::new(), stalls).await.unwrap_err().kind(), Kind::TooLarge);
+    }
+
+    /// A body of 20 kB, more than what is free.
+    fn large() -> impl Stream<Item = Result<&'static [u8], warp::Error>> {
+        stream::iter([Ok(&[b'x'; 20_000][..])])
+    }
+
+    fn room_for_one() -> HttpSettings {
+        HttpSettings { body_budget: BodyBudget::of_bytes(30_000), ..HttpSettings::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_waits_for_its_share_and_is_503_when_there_is_none_in_time() {
+        let (settings, length) = (room_for_one(), headers(&[("content-length", "20000")]));
+        let first = read(&settings, &length, large()).await.unwrap();
+        let refused = read(&settings, &length, large()).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Busy);
+        let second = read(&settings, &length, large());
+        let (second, ()) = tokio::join!(second, async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(first);
+        });
+        assert_eq!(second.unwrap().len(), 20_000);
+    }
+
+    #[tokio::test]
+    async fn a_small_body_never_waits_and_one_without_a_length_takes_what_the_largest_would() {
+        let settings = room_for_one();
+        let held = read(&settings, &HeaderMap::new(), large()).await.unwrap();
+        assert_eq!(read(&settings, &HeaderMap::new(), pieces(&["abc"])).await.unwrap(), "abc");
+        let length = headers(&[("content-length", "20000")]);
+        let other = read(&settings, &length, large());
+        assert!(futures::FutureExt::now_or_never(other).is_none(), "waits for the first");
+        drop(held);
+    }
+
+    #[test]
+    fn an_invalid_trace_is_ignored_and_so_are_two() {
+        const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(traceparent(&headers(&[("traceparent", TRACE)])).unwrap().as_str(), TRACE);
+        for given in [&[][..], &[("traceparent", "00-x")], &[("traceparent", TRACE), ("traceparent", TRACE)]] {
+            assert_eq!(traceparent(&headers(given)), None, "{given:?}");
+        }
     }
 
     #[test]
@@ -220,7 +311,13 @@ mod tests {
         assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
         assert_eq!(key("order/42").unwrap().unwrap().as_str(), "order/42");
         assert_eq!(key("\"order/42\"").unwrap().unwrap().as_str(), "order/42");
-        assert_eq!(key("").unwrap_err().errors()[0].field, "Idempotency-Key");
+        assert_eq!(key(r#""a\"b\\c""#).unwrap().unwrap().as_str(), r#"a"b\c"#);
+        for bad in ["", "\"\"", "\"", "\"a", "\"a\"b\"", "\"a\\b\"", "\"a\\\"", "a\tb"] {
+            assert_eq!(key(bad).unwrap_err().errors()[0].field, "Idempotency-Key", "{bad}");
+        }
+        let mut german = HeaderMap::new();
+        german.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes("ä".as_bytes()).unwrap());
+        assert!(idempotency_key(&german).unwrap_err().errors()[0].message.contains("ASCII"));
         let twice = headers(&[(IDEMPOTENCY_KEY, "a"), (IDEMPOTENCY_KEY, "b")]);
         assert_eq!(idempotency_key(&twice).unwrap_err().kind(), Kind::InvalidRequest);
     }

@@ -1,4 +1,4 @@
-//! What answers look like: the seed operator's fields first, under its names, then ours.
+//! The bodies of answers: the fields of the Python service (sipstuff-k8s-operator) first, under its names, then ours.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use serde::Serialize;
 use warp::reply::Response;
 
 use crate::api::{self, Readiness};
-use crate::call::{Outcome, Status, StatusEvent};
+use crate::call::{Outcome, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Accepted<'a> {
-    /// The call's name, which is the name of its first attempt's Job; `GET /jobs/{job_name}` tells how it is.
+    /// The call's name, which is the name of its first attempt's Job; `GET /jobs/{job_name}` shows its state.
     pub job_name: &'a str,
     /// Kubernetes namespace of the Job.
     pub namespace: &'a str,
@@ -39,7 +39,7 @@ impl<'a> From<&'a api::Accepted> for Accepted<'a> {
     }
 }
 
-/// A call as `GET /jobs` shows it: the seed's five fields, then the rest of its last [`StatusEvent`]. Times are RFC 3339.
+/// A call as `GET /jobs` shows it: the five fields of the Python service, then the rest of its last [`StatusEvent`]. Times are RFC 3339.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Job<'a> {
     /// The call's name, which is the name of its first attempt's Job.
@@ -117,6 +117,9 @@ pub struct Job<'a> {
     /// Sequence in the queue's stream of the message that claimed the attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_sequence: Option<u64>,
+    /// The trace that the request belongs to (W3C Trace Context).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<&'a str>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
@@ -158,6 +161,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             fingerprint,
             queue_sequence,
             max_attempts,
+            traceparent,
         } = event;
         Self {
             name: name.as_str(),
@@ -190,6 +194,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             metadata,
             fingerprint: fingerprint.as_str(),
             queue_sequence: *queue_sequence,
+            traceparent: traceparent.as_ref().map(TraceParent::as_str),
         }
     }
 }
@@ -197,9 +202,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
 /// The answer to `GET /readyz`.
 #[derive(Debug, Serialize)]
 pub struct Ready {
-    /// Whether everything is ready.
     pub ready: bool,
-    /// Each thing that must be.
     pub checks: Vec<Readiness>,
 }
 
@@ -249,12 +252,12 @@ mod tests {
             "cluster": "c", "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
             "started_at": "2026-07-01T10:00:02Z", "completed_at": "2026-07-01T10:00:03Z", "exit_code": 1,
             "outcome": "busy", "sip_code": 486, "reason": "r", "message": "m", "metadata": {"k": "v"},
-            "queue_sequence": 7, "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
+            "queue_sequence": 7, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
         }))
     }
 
     #[test]
-    fn the_seeds_five_fields_come_first_and_are_there_even_as_null() {
+    fn the_five_fields_of_the_python_service_come_first_even_as_null() {
         let text = serde_json::to_string(&Job::from(&event(json!({})))).unwrap();
         let seed = r#"{"name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","created_at":null,"completed_at":null,"#;
         assert!(text.starts_with(seed), "{text}");
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acceptance_begins_with_the_seeds_three_fields() {
+    fn an_acceptance_begins_with_the_three_fields_of_the_python_service() {
         let accepted = api::Accepted { event: event(json!({})), fresh: false };
         let text = serde_json::to_string(&Accepted::from(&accepted)).unwrap();
         assert_eq!(

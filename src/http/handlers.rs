@@ -9,8 +9,9 @@ use warp::reply::Response;
 use super::dto::{self, Accepted, Job, Ready};
 use super::problem::Problem;
 use super::{HttpSettings, body, metrics, query, same_origin};
-use crate::api::Api;
+use crate::api::{Api, Error};
 use crate::call::validate;
+use crate::clock::now;
 
 /// `POST /call`.
 pub(super) async fn submit<S, B>(
@@ -25,10 +26,15 @@ where
 {
     same_origin::check(headers)?;
     body::json_type(headers)?;
+    let key = body::idempotency_key(headers)?;
     let body = body::read(settings, headers, body).await?;
-    let parsed = validate::parse(&body)?;
-    let key = if parsed.id.is_none() { body::idempotency_key(headers)? } else { None };
-    let accepted = api.submit(parsed, body, key).await?;
+    let parsed = validate::parse(&body, now())?;
+    // The body's own id says who the call is wherever else the request travels, so it goes first.
+    let by_key = parsed.id.is_none() && key.is_some();
+    let accepted = api.submit(parsed, body, key, body::traceparent(headers)).await.map_err(|error| match error {
+        Error::Conflict(key) if by_key => Problem::key_reused(&key),
+        other => other.into(),
+    })?;
     let mut response = dto::json(StatusCode::ACCEPTED, &Accepted::from(&accepted));
     let location = format!("/jobs/{}", accepted.event.name);
     let location = HeaderValue::try_from(location).expect("a call's name is a DNS label");
@@ -75,8 +81,7 @@ pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, raw_query: &str
     Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_batch(&batch).await?))
 }
 
-/// `GET /health`, as the seed answers it (the process serves), and how the queue was when it was asked last; null while that is
-/// not known.
+/// `GET /health`: the process serves, as the Python service answers it, and the last known state of the queue, or null.
 pub(super) fn health(api: &Api) -> Response {
     let version = env!("CARGO_PKG_VERSION");
     dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": api.queue_state() }))

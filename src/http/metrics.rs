@@ -56,7 +56,7 @@ fn checks(registry: &mut Registry, api: &Api) {
 }
 
 fn queue(registry: &mut Registry, state: QueueState) {
-    let QueueState { backlog, in_progress, max_in_progress, paused_until } = state;
+    let QueueState { backlog, in_progress, max_in_progress, paused, .. } = state;
     let mut gauge = |name: &str, help: &str, value: u64| {
         let gauge = Gauge::<i64>::default();
         set(&gauge, value);
@@ -65,7 +65,7 @@ fn queue(registry: &mut Registry, state: QueueState) {
     gauge("queue_backlog", "Calls that wait to be dialled", backlog);
     gauge("queue_in_progress", "Calls in progress, over all replicas", in_progress);
     gauge("queue_max_in_progress", "Most calls in progress at once", u64::try_from(max_in_progress).unwrap_or(0));
-    gauge("queue_paused", "1 while no new call is dialled", u64::from(paused_until.is_some()));
+    gauge("queue_paused", "1 while no new call is dialled", u64::from(paused));
 }
 
 fn set(gauge: &Gauge, value: u64) {

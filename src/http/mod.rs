@@ -3,8 +3,11 @@
 //!
 //! `server` (sockets, limits) → `routes` (which method on which path) → `handlers` (one step per line) → `body`,
 //! `same_origin`, `query` (what a request must be) → the API → `dto`, `problem` (what an answer looks like).
+//!
+//! Probes and metrics are also served on a listener of their own, so that they answer however busy the API is.
 
 mod body;
+mod body_budget;
 mod dto;
 mod handlers;
 mod metrics;
@@ -16,16 +19,19 @@ mod server;
 
 use std::time::Duration;
 
+pub use body_budget::BodyBudget;
 pub use dto::{Accepted, Job, Ready};
-pub use server::serve;
+pub use server::{serve, serve_admin};
 
-/// What the HTTP side can be told. The defaults are those of the operator.
+/// The limits of the HTTP side. The defaults are the operator's.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     /// Largest request body, in bytes; a larger one is answered 413. Default 512 KiB.
     pub max_body_bytes: usize,
     /// How long the whole body may take to arrive; then 408. Default 10 s.
     pub body_timeout: Duration,
+    /// What all bodies together may take of memory. Default 32 MiB, beside the first 16 KiB of each.
+    pub body_budget: BodyBudget,
     /// How long the head of a request may take to arrive, and how long a connection may idle between requests; then it is
     /// closed. Default 10 s.
     pub header_timeout: Duration,
@@ -42,6 +48,7 @@ impl Default for HttpSettings {
         Self {
             max_body_bytes: 512 * 1024,
             body_timeout: Duration::from_secs(10),
+            body_budget: BodyBudget::of_bytes(32 * 1024 * 1024),
             header_timeout: Duration::from_secs(10),
             max_connections: 1024,
             drain_timeout: Duration::from_secs(5),

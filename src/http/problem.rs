@@ -8,7 +8,7 @@ use warp::{Rejection, reject, reply::Response};
 use crate::call::{FieldError, Refusal};
 use crate::{api, error_chain::error_chain};
 
-/// What went wrong. Clients tell the kinds apart by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
+/// What went wrong. Clients distinguish the kinds by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     BadRequest,
@@ -23,12 +23,14 @@ pub(super) enum Kind {
     UnsupportedMediaType,
     InvalidRequest,
     IdConflict,
+    Busy,
+    KeyReused,
     QueueFull,
-    QueueAway,
+    QueueUnavailable,
+    IndexBehind,
     Internal,
 }
 
-/// One row of the table.
 struct Row {
     status: u16,
     slug: &'static str,
@@ -45,7 +47,7 @@ impl Kind {
         match self {
             Kind::BadRequest => row(400, "bad-request", "The request cannot be read"),
             Kind::MalformedJson => row(400, "malformed-json", "The body is not JSON"),
-            Kind::CrossOrigin => row(403, "cross-origin", "Another site's page may not do this"),
+            Kind::CrossOrigin => row(403, "cross-origin", "A page of another site may not do this"),
             Kind::NoSuchRoute => row(404, "no-such-route", "There is nothing at this path"),
             Kind::NoSuchCall => row(404, "no-such-call", "There is no such call"),
             Kind::MethodNotAllowed => row(405, "method-not-allowed", "The path does not take this method"),
@@ -54,16 +56,23 @@ impl Kind {
             Kind::TooLarge => row(413, "too-large", "The request is too large"),
             Kind::UnsupportedMediaType => row(415, "unsupported-media-type", "The body must be JSON"),
             Kind::InvalidRequest => row(422, "invalid-request", "The request is not valid"),
-            Kind::IdConflict => row(422, "id-conflict", "The id belongs to another request"),
+            Kind::IdConflict => row(409, "id-conflict", "The id belongs to another request"),
+            Kind::KeyReused => row(422, "idempotency-key-reused", "The Idempotency-Key belongs to another request"),
             Kind::Internal => row(500, "internal", "The operator failed"),
+            Kind::Busy => Row { retry_after: Some(2), ..row(503, "busy", "Too many large requests at once") },
             // A full queue drains at the speed of phone calls; a lost connection is usually back at once.
             Kind::QueueFull => Row { retry_after: Some(10), ..row(503, "queue-full", "The queue is full") },
-            Kind::QueueAway => Row { retry_after: Some(2), ..row(503, "queue-away", "The queue does not answer") },
+            Kind::IndexBehind => {
+                Row { retry_after: Some(5), ..row(503, "index-behind", "The index of calls is not complete") }
+            }
+            Kind::QueueUnavailable => {
+                Row { retry_after: Some(2), ..row(503, "queue-unavailable", "The queue does not answer") }
+            }
         }
     }
 }
 
-/// An error on its way to the client. Its texts are for the client: never a password, nothing of the inside.
+/// An error on its way to the client. Its texts are for the client: never a password, nor an address.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     kind: Kind,
@@ -72,7 +81,6 @@ pub(super) struct Problem {
     allow: Option<&'static str>,
 }
 
-/// The wire form.
 #[derive(Serialize)]
 struct Body<'a> {
     #[serde(rename = "type")]
@@ -85,7 +93,7 @@ struct Body<'a> {
 }
 
 impl Problem {
-    /// `detail` says what is wrong with this very request, and what to do about it.
+    /// `detail` says what is wrong with this request, and what to do about it.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), errors: Vec::new(), allow: None }
     }
@@ -109,14 +117,23 @@ impl Problem {
         Self::invalid(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
+    /// 422 for an `Idempotency-Key` that was sent with another request, as its draft asks (section 2.7).
+    pub(super) fn key_reused(key: &str) -> Self {
+        let message = format!(
+            "`{key}` was used for another request; the first call is untouched. Use a new key, or send the same request"
+        );
+        let errors = vec![FieldError { field: "Idempotency-Key".to_owned(), message: message.clone() }];
+        Self { errors, ..Self::new(Kind::KeyReused, message) }
+    }
+
     /// 405; `allow` is the list of methods for the `Allow` header, which RFC 9110 section 15.5.6 asks for.
     pub(super) fn method_not_allowed(allow: &'static str) -> Self {
-        Self { allow: Some(allow), ..Self::new(Kind::MethodNotAllowed, format!("this path takes {allow}")) }
+        Self { allow: Some(allow), ..Self::new(Kind::MethodNotAllowed, format!("use one of {allow}")) }
     }
 
     /// 413, naming the limit in bytes.
     pub(super) fn too_large(limit: usize) -> Self {
-        Self::new(Kind::TooLarge, format!("the body may have at most {limit} bytes"))
+        Self::new(Kind::TooLarge, format!("the body is too large; send at most {limit} bytes"))
     }
 
     #[cfg(test)]
@@ -129,7 +146,6 @@ impl Problem {
         &self.errors
     }
 
-    /// The answer.
     pub(super) fn into_response(self) -> Response {
         let row = self.kind.row();
         let body = Body {
@@ -180,7 +196,8 @@ impl From<api::Error> for Problem {
             api::Error::Full(_) => Self::new(Kind::QueueFull, &text),
             api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
             api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),
-            api::Error::Unavailable(_) => Self::new(Kind::QueueAway, &text),
+            api::Error::Behind(_) => Self::new(Kind::IndexBehind, &text),
+            api::Error::Unavailable(_) => Self::new(Kind::QueueUnavailable, &text),
         }
     }
 }
@@ -204,7 +221,7 @@ impl From<&Rejection> for Problem {
         {
             Kind::BadRequest
         } else if rejection.is_not_found() {
-            return Self::new(Kind::NoSuchRoute, "see /openapi.json for what there is");
+            return Self::new(Kind::NoSuchRoute, "see /openapi.json for the paths that exist");
         } else {
             tracing::error!(?rejection, "a rejection without a status");
             Kind::Internal
@@ -221,7 +238,7 @@ mod tests {
     use super::*;
     use crate::nats::{NatsError, NatsErrorKind};
 
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 18] = [
         Kind::BadRequest,
         Kind::MalformedJson,
         Kind::CrossOrigin,
@@ -234,8 +251,11 @@ mod tests {
         Kind::UnsupportedMediaType,
         Kind::InvalidRequest,
         Kind::IdConflict,
+        Kind::Busy,
+        Kind::KeyReused,
         Kind::QueueFull,
-        Kind::QueueAway,
+        Kind::QueueUnavailable,
+        Kind::IndexBehind,
         Kind::Internal,
     ];
 
@@ -267,19 +287,20 @@ mod tests {
             let cause = std::io::Error::other("nats://ann:hunter2@10.0.0.1:4222");
             api::Error::from(NatsError::new(kind, cause)).into()
         };
-        let table: [(Problem, Kind, u16); 8] = [
+        let table: [(Problem, Kind, u16); 9] = [
             (Refusal::Malformed("line 1".to_owned()).into(), Kind::MalformedJson, 400),
             (Refusal::Invalid { id: None, errors: vec![field] }.into(), Kind::InvalidRequest, 422),
-            (api::Error::Conflict("a".to_owned()).into(), Kind::IdConflict, 422),
+            (api::Error::Conflict("a".to_owned()).into(), Kind::IdConflict, 409),
+            (Problem::key_reused("a"), Kind::KeyReused, 422),
             (api::Error::BadCursor("x".to_owned()).into(), Kind::InvalidRequest, 422),
             (nats(NatsErrorKind::Full), Kind::QueueFull, 503),
             (nats(NatsErrorKind::TooLarge), Kind::TooLarge, 413),
-            (nats(NatsErrorKind::Unavailable), Kind::QueueAway, 503),
+            (nats(NatsErrorKind::Unavailable), Kind::QueueUnavailable, 503),
             (nats(NatsErrorKind::Corrupt), Kind::Internal, 500),
         ];
         for (problem, kind, status) in table {
             assert_eq!((problem.kind, problem.kind.row().status), (kind, status));
-            assert!(!problem.detail.contains("hunter2"), "the inside stays inside: {}", problem.detail);
+            assert!(!problem.detail.contains("hunter2"), "an internal detail is shown: {}", problem.detail);
         }
     }
 

@@ -1,11 +1,13 @@
 //! The query of `GET /jobs`, its `Link` to the next page, and the call that a path names.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::problem::{Kind, Problem};
 use crate::api::PageQuery;
+use crate::call::validate::names;
 use crate::call::{FieldError, Status};
 
 /// Calls on a page when the query does not say.
@@ -19,17 +21,17 @@ const MAX_LIMIT: usize = 1000;
 /// 422 with everything that is wrong with it, 400 when it is not UTF-8.
 pub(super) fn page(raw: &str) -> Result<PageQuery, Problem> {
     let mut query = PageQuery { limit: DEFAULT_LIMIT, ..PageQuery::default() };
-    let (mut seen, mut errors) = (Vec::new(), Vec::new());
-    for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (form_decoded(name)?, form_decoded(value)?);
-        let outcome = if seen.contains(&name) { Err("given twice".to_owned()) } else { set(&mut query, &name, value) };
-        if let Err(message) = outcome {
-            errors.push(FieldError { field: name.clone(), message });
+    read(raw, |name, value| {
+        match name {
+            "limit" => query.limit = limit(value)?,
+            "cursor" => query.cursor = Some(value.to_owned()),
+            "status" => query.status = Some(value.parse::<Status>()?),
+            "batch" => query.batch = Some(batch_name(value)?),
+            _ => return Err("is not a parameter of this path; pass limit, cursor, status or batch".to_owned()),
         }
-        seen.push(name);
-    }
-    if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
+        Ok(())
+    })?;
+    Ok(query)
 }
 
 /// Reads the query of `DELETE /jobs`: `batch`, and nothing else, so that a mistyped filter never cancels more than was meant.
@@ -37,36 +39,44 @@ pub(super) fn page(raw: &str) -> Result<PageQuery, Problem> {
 /// # Errors
 /// As for [`page`], and 422 when no batch is named.
 pub(super) fn batch(raw: &str) -> Result<String, Problem> {
-    let PageQuery { status, batch, limit, cursor } = page(raw)?;
-    let refuse = |field: &str, message: &str| {
-        Err(Problem::invalid(vec![FieldError { field: field.to_owned(), message: message.to_owned() }]))
-    };
-    match batch.filter(|batch| !batch.is_empty()) {
-        _ if status.is_some() || cursor.is_some() || limit != DEFAULT_LIMIT => {
-            refuse("", "only `batch` is accepted: all its calls that have not ended are cancelled")
+    let mut batch = None;
+    read(raw, |name, value| match name {
+        "batch" => {
+            batch = Some(batch_name(value)?);
+            Ok(())
         }
-        Some(batch) => Ok(batch),
-        None => refuse("batch", "is needed: the batch whose calls are to be cancelled"),
-    }
+        _ => Err("is not a parameter of this path; pass `batch` alone: all its calls are cancelled".to_owned()),
+    })?;
+    batch.ok_or_else(|| Problem::invalid_field("batch", "missing; name the batch whose calls are to be cancelled"))
 }
 
-fn set(query: &mut PageQuery, name: &str, value: String) -> Result<(), String> {
-    match name {
-        "limit" => query.limit = limit(&value)?,
-        "cursor" => query.cursor = Some(value),
-        "status" => query.status = Some(value.parse::<Status>()?),
-        "batch" => query.batch = Some(value),
-        _ => return Err("is no parameter of this path; accepted: limit, cursor, status, batch".to_owned()),
+/// Hands each parameter, decoded, to `set`, and collects what it says is wrong.
+fn read(raw: &str, mut set: impl FnMut(&str, &str) -> Result<(), String>) -> Result<(), Problem> {
+    let (mut seen, mut errors) = (BTreeSet::new(), Vec::new());
+    for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (form_decoded(name)?, form_decoded(value)?);
+        let outcome =
+            if seen.contains(&name) { Err("given twice; give it once".to_owned()) } else { set(&name, &value) };
+        if let Err(message) = outcome {
+            errors.push(FieldError { field: name.clone(), message });
+        }
+        seen.insert(name);
     }
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
 }
 
 fn limit(value: &str) -> Result<usize, String> {
-    value
-        .parse()
-        .ok()
-        .filter(|limit| (1..=MAX_LIMIT).contains(limit))
-        .ok_or_else(|| format!("`{value}` is no page size; accepted: 1 to {MAX_LIMIT}"))
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    let limit = value.parse().ok().filter(|limit| is_number && (1..=MAX_LIMIT).contains(limit));
+    limit.ok_or_else(|| format!("`{value}` is not a valid page size; pass a number from 1 to {MAX_LIMIT}"))
+}
+
+/// What a request may name as its batch: no call is in any other.
+fn batch_name(value: &str) -> Result<String, String> {
+    let is_name = !value.is_empty() && names::is_label_value(value);
+    let refuse = || format!("`{value}` is not a valid batch; pass {}", names::LABEL_VALUE_IS);
+    if is_name { Ok(value.to_owned()) } else { Err(refuse()) }
 }
 
 /// As forms encode: percent and `+` for a space (WHATWG URL).
@@ -116,9 +126,9 @@ mod tests {
 
     #[test]
     fn every_parameter_is_read_and_decoded() {
-        let query = page("limit=1000&status=failed&batch=a+b%2Fc&cursor=x%3D&").unwrap();
+        let query = page("limit=1000&status=failed&batch=a%2Eb&cursor=x%3D+&").unwrap();
         assert_eq!((query.limit, query.status), (1000, Some(Status::Failed)));
-        assert_eq!((query.batch.unwrap(), query.cursor.unwrap()), ("a b/c".to_owned(), "x=".to_owned()));
+        assert_eq!((query.batch.unwrap(), query.cursor.unwrap()), ("a.b".to_owned(), "x= ".to_owned()));
     }
 
     #[test]
@@ -128,21 +138,45 @@ mod tests {
         let fields: Vec<_> = problem.errors().iter().map(|error| error.field.as_str()).collect();
         assert_eq!(fields, ["limit", "status", "page", "batch"]);
         let messages: Vec<_> = problem.errors().iter().map(|error| error.message.as_str()).collect();
-        assert!(messages[0].contains("1 to 1000") && messages[1].contains("succeeded"), "{messages:?}");
-        assert!(messages[2].contains("limit, cursor, status, batch") && messages[3].contains("twice"), "{messages:?}");
+        assert!(
+            messages[0].contains("`0` is not a valid page size; pass a number from 1 to 1000")
+                && messages[1].contains("succeeded"),
+            "{messages:?}"
+        );
+        assert!(
+            messages[2].contains("limit, cursor, status or batch") && messages[3].contains("twice"),
+            "{messages:?}"
+        );
     }
 
     #[test]
     fn a_limit_is_a_whole_number_from_1_to_1000() {
-        for bad in ["", "0", "1001", "-1", "1.5", "ten", "99999999999999999999999"] {
+        for bad in ["", "0", "1001", "-1", "1.5", "ten", "%2B1", "+1", "99999999999999999999999"] {
             assert!(page(&format!("limit={bad}")).is_err(), "{bad}");
         }
         assert_eq!(page("limit=1").unwrap().limit, 1);
     }
 
     #[test]
+    fn a_batch_is_one_that_a_request_can_name() {
+        for bad in ["", "a%20b", "-a", "a%00", "a%2Fb"] {
+            let problem = page(&format!("batch={bad}")).unwrap_err();
+            assert_eq!(problem.errors()[0].field, "batch", "{bad}");
+            assert!(batch(&format!("batch={bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cancel_takes_a_batch_and_nothing_else() {
+        assert_eq!(batch("batch=2026-11_a.B").unwrap(), "2026-11_a.B");
+        for bad in ["", "batch", "batch=a&limit=100", "batch=a&status=queued", "batch=a&cursor=", "batch=a&batch=a"] {
+            assert_eq!(batch(bad).unwrap_err().kind(), Kind::InvalidRequest, "{bad}");
+        }
+    }
+
+    #[test]
     fn the_link_leads_to_a_query_that_reads_back_as_the_same_with_the_new_cursor() {
-        let first = page("limit=7&status=queued&batch=k%26r%22%3E").unwrap();
+        let first = page("limit=7&status=queued&batch=k_r").unwrap();
         let link = next_link(&first, "a=b&c>");
         let query = link.strip_prefix("</jobs?").unwrap().strip_suffix(">; rel=\"next\"").unwrap();
         let second = page(query).unwrap();

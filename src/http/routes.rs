@@ -26,18 +26,24 @@ pub(super) fn api(
     settings: Arc<HttpSettings>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let api = Arc::new(api);
-    let plain = plain(&settings.openapi);
+    let openapi = openapi(&settings.openapi);
     let routes = call(api.clone(), settings).or(jobs(api.clone())).unify().or(job(api.clone())).unify();
-    closed(routes.or(state(api)).unify().or(plain).unify())
+    closed(routes.or(state(api)).unify().or(openapi).unify())
 }
 
-/// What needs no api.
-fn plain(
-    openapi: &serde_json::Value,
+/// Probes and metrics alone, for the admin listener; it rejects nothing.
+pub(super) fn admin(
+    api: Api,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    closed(state(Arc::new(api)))
+}
+
+/// `GET /openapi.json`.
+fn openapi(
+    document: &serde_json::Value,
 ) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync + use<> {
-    let openapi = Bytes::from(openapi.to_string());
-    let openapi = read(warp::path!("openapi.json"), move || handlers::openapi(openapi.clone()));
-    read(warp::path!("livez"), handlers::live).or(openapi).unify()
+    let document = Bytes::from(document.to_string());
+    read(warp::path!("openapi.json"), move || handlers::openapi(document.clone()))
 }
 
 /// `POST /call`.
@@ -85,13 +91,14 @@ fn job(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> +
     warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /health`, `GET /readyz`, `GET /metrics`.
+/// `GET /health`, `GET /livez`, `GET /readyz`, `GET /metrics`.
 fn state(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let (of_health, of_metrics) = (api.clone(), api.clone());
     let health = read(warp::path!("health"), move || handlers::health(&of_health));
     let ready = read(warp::path!("readyz"), move || handlers::ready(&api));
     let metrics = read(warp::path!("metrics"), move || handlers::metrics(&of_metrics));
-    health.or(ready).unify().or(metrics).unify()
+    let live = read(warp::path!("livez"), handlers::live);
+    health.or(live).unify().or(ready).unify().or(metrics).unify()
 }
 
 /// A path that is only read, and has its answer at hand.
@@ -103,7 +110,7 @@ where
     path.and(get_or_head().map(answer).or(other_methods(READ)).unify())
 }
 
-/// HEAD is GET without the body, which hyper leaves away (RFC 9110 section 9.3.2).
+/// HEAD is GET without the body, which hyper omits (RFC 9110 section 9.3.2).
 fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy + Send + Sync {
     warp::get().or(warp::head()).unify()
 }
@@ -148,7 +155,7 @@ mod tests {
 
     fn routes() -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
         let settings = HttpSettings { openapi: json!({"openapi": "3.1.0"}), ..HttpSettings::default() };
-        // A api that NATS has not answered yet: what gets as far as to ask it is 503.
+        // An API that NATS has not answered yet: what gets as far as asking it is 503.
         api(Api::default(), Arc::new(settings))
     }
 
@@ -161,12 +168,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_is_the_seeds_and_livez_the_same() {
+    async fn health_and_livez_answer_status_and_version() {
         for path in ["/health", "/health/", "/livez", "/health?t=1"] {
             let (parts, body) = ask("GET", path).await;
             assert_eq!(parts.status, 200, "{path}");
             let body: Value = serde_json::from_slice(&body).unwrap();
             assert_eq!((&body["status"], &body["version"]), (&json!("ok"), &json!(env!("CARGO_PKG_VERSION"))));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_admin_listener_answers_probes_and_metrics_and_places_no_calls() {
+        let ask = async |method: &str, path: &str| {
+            warp::test::request().method(method).path(path).reply(&admin(Api::default())).await.status().as_u16()
+        };
+        for (path, status) in [("/livez", 200), ("/health", 200), ("/metrics", 200), ("/readyz", 503)] {
+            assert_eq!(ask("GET", path).await, status, "{path}");
+        }
+        for path in ["/call", "/jobs", "/jobs/a", "/openapi.json"] {
+            assert_eq!((ask("GET", path).await, ask("POST", path).await), (404, 404), "{path}");
         }
     }
 
@@ -209,14 +229,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_with_a_request_is_told_even_while_nats_is_away() {
+    async fn a_request_is_judged_even_while_nats_is_unavailable() {
         let good = r#"{"dest": "+49301234567", "text": "Hello"}"#;
         let table = [
             ("{", "application/json", 400, "malformed-json"),
             ("", "application/json", 400, "malformed-json"),
             (r#"{"dest": ""}"#, "application/json", 422, "invalid-request"),
             (good, "text/xml", 415, "unsupported-media-type"),
-            (good, "application/json", 503, "queue-away"),
+            (good, "application/json", 503, "queue-unavailable"),
         ];
         for (sent, media_type, status, kind) in table {
             let request = warp::test::request().method("POST").path("/call").header("content-type", media_type);
@@ -229,12 +249,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idempotency_key_is_judged_only_when_the_body_has_no_id() {
-        for (sent, status) in
-            [(r#"{"id": "a", "dest": "1", "text": "x"}"#, 503), (r#"{"dest": "1", "text": "x"}"#, 422)]
-        {
+    async fn an_invalid_idempotency_key_is_refused_whether_it_would_be_used_or_not() {
+        for sent in [r#"{"id": "a", "dest": "1", "text": "x"}"#, r#"{"dest": "1", "text": "x"}"#] {
             let request = warp::test::request().method("POST").path("/call").header("idempotency-key", "");
-            assert_eq!(request.body(sent).reply(&routes()).await.status(), status, "{sent}");
+            assert_eq!(request.body(sent).reply(&routes()).await.status(), 422, "{sent}");
         }
     }
 
@@ -245,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reads_say_what_is_wrong_or_that_nats_is_away() {
+    async fn reads_say_what_is_wrong_or_that_nats_is_unavailable() {
         let table =
             [("/jobs?page=2", 422), ("/jobs?limit=0", 422), ("/jobs/%FF", 400), ("/jobs", 503), ("/jobs/a%2Fb", 503)];
         for (path, status) in table {

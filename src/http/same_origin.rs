@@ -5,7 +5,7 @@ use http::{HeaderMap, Uri, header};
 
 use super::problem::{Kind, Problem};
 
-/// Passes what is no browser's, and what is a page of ours or the user's own doing. `Sec-Fetch-Site` where the browser
+/// Passes a request that comes from no browser, from a page of ours, or from the user directly. `Sec-Fetch-Site` where the browser
 /// sends it (Fetch Metadata, W3C), else `Origin` against `Host`.
 ///
 /// # Errors

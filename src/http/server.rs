@@ -23,8 +23,11 @@ use warp::reply::Response;
 use super::{HttpSettings, routes};
 use crate::api::Api;
 
-/// Largest head of a request, in bytes; hyper answers 431 to a larger one.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Largest head of a request, in bytes; hyper answers 431 to a larger one. It also is the largest read buffer of a connection,
+/// which a body that waits for its share fills.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections that the admin listener serves at a time: probes and a few scrapers.
+const ADMIN_CONNECTIONS: usize = 64;
 /// Pause after an error of the listener itself, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -39,6 +42,13 @@ pub async fn serve(
     let settings = Arc::new(settings);
     let routes = routes::api(api, Arc::clone(&settings));
     run(listener, routes, &settings, shutdown).await;
+}
+
+/// Serves probes and metrics on a listener of their own, with its own few connections: neither slow clients nor large bodies of
+/// the API keep them from being answered. Ends as [`serve`] does.
+pub async fn serve_admin(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send + 'static) {
+    let settings = HttpSettings { max_connections: ADMIN_CONNECTIONS, ..HttpSettings::default() };
+    run(listener, routes::admin(api), &settings, shutdown).await;
 }
 
 /// As [`serve`], for any routes.
@@ -260,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shutdown_does_not_wait_for_ever() {
+    async fn a_shutdown_does_not_wait_endlessly() {
         let settings = HttpSettings { drain_timeout: Duration::from_millis(50), ..quick() };
         let server = start(settings).await;
         let slow = tokio::spawn(reqwest::get(format!("http://{}/slow", server.at)));

@@ -1,5 +1,7 @@
 //! The core's view of a Kubernetes Job: how a call becomes one ([`manifest`]) and what one says of its call ([`observed`]). Pure.
 
+#![warn(missing_docs)]
+
 pub mod advance;
 pub mod compare;
 mod ending;
@@ -67,6 +69,8 @@ pub struct JobDefaults {
     /// `JOB_DEADLINE_MARGIN_SECONDS`: added to the longest the conversation can last, for image pull, text to speech and
     /// transcription; together they are the pod's `activeDeadlineSeconds`.
     pub deadline_margin: u32,
+    /// `JOB_HANG_UP_COMMAND`: run in the container before it is stopped, so that the caller hangs up; `None` for no command.
+    pub hang_up: Option<Vec<String>>,
     /// `JOB_TEMPLATE_FILE`: a partial Job merged over the built one.
     pub template: Option<Job>,
 }

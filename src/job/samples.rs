@@ -42,5 +42,5 @@ pub(crate) fn spec() -> CallSpec {
 
 pub(crate) fn call(spec: CallSpec) -> Call {
     let id = CallId::parse("order 4711").expect("a short text is an id");
-    Call { name: id.name(), id, fingerprint: Fingerprint::of(b"any"), spec }
+    Call { name: id.name(), id, fingerprint: Fingerprint::of(b"any"), spec, traceparent: None }
 }

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 use super::JobDefaults;
 
+/// The default of `JOB_HANG_UP_COMMAND`, as words.
+const HANG_UP: [&str; 3] = ["python3", "-c", "import os,signal;os.kill(1,signal.SIGINT)"];
+
 /// The operator without any configuration.
 pub(crate) fn defaults() -> JobDefaults {
     JobDefaults {
@@ -24,6 +27,7 @@ pub(crate) fn defaults() -> JobDefaults {
         node_selector: BTreeMap::new(),
         start_seconds: 600,
         deadline_margin: 600,
+        hang_up: Some(HANG_UP.map(str::to_owned).to_vec()),
         template: None,
     }
 }

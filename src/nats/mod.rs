@@ -1,13 +1,17 @@
-//! The client's side of NATS: the connection, what can go wrong with it, the streams, and publishing with an acknowledgement.
+//! The client's side of NATS: the connection, what can go wrong with it, the streams, reading stored
+//! messages, and publishing with an acknowledgement.
 //! Apart from [`crate::queue`] and [`crate::status_log`], which say what the messages mean.
 
 pub mod connect;
 pub mod error;
+pub mod get;
+pub mod monitoring;
 pub mod publish;
 pub mod streams;
 
 pub use connect::NatsSettings;
 pub use error::{NatsError, NatsErrorKind};
+pub use monitoring::MonitoringUrl;
 pub use streams::{Names, StreamSettings};
 
 use jiff::Timestamp;

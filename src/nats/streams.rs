@@ -1,16 +1,19 @@
-//! The three streams and the consumer, created or updated at start. Idempotent: several replicas may do it at once.
+//! The streams, the bucket and the consumers: what they should be, and making them so. Idempotent: several replicas may do it at
+//! once, and [`crate::queue::keeper`] does it again and again.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     Context, ErrorCode,
-    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    consumer::{AckPolicy, DeliverPolicy, FromConsumer, PullConsumer, pull},
     context::{GetStreamError, GetStreamErrorKind},
     kv,
-    stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType},
+    stream::{Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Republish, RetentionPolicy, StorageType},
 };
+use jiff::Timestamp;
 
-use super::NatsError;
+use super::{NatsError, timestamp};
+use crate::clock::now;
 
 /// How long the server waits for an acknowledgement or an in-progress sign before it delivers a message again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
@@ -42,6 +45,8 @@ pub struct Names {
     pub dead: String,
     /// The durable consumer of the queue.
     pub consumer: String,
+    /// The durable consumer of the requests that came due.
+    pub due_consumer: String,
     /// The bucket for what the replicas share beside calls.
     pub bucket: String,
 }
@@ -59,6 +64,7 @@ impl Default for Names {
             dead_stream: "SIP_DEAD".to_owned(),
             dead: "sip.dead".to_owned(),
             consumer: "dialler".to_owned(),
+            due_consumer: "due".to_owned(),
             bucket: "SIP_OPERATOR".to_owned(),
         }
     }
@@ -79,76 +85,168 @@ pub struct StreamSettings {
     pub max_active_calls: i64,
 }
 
-/// Makes sure that streams and consumer exist as they should. What is as it should be is left alone: with a million subjects
-/// an update takes the server seconds, even one that changes nothing. What these settings do not name, such as a placement or
-/// a compression that somebody chose, stays.
+/// The streams of the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamKind {
+    /// The queue.
+    Calls,
+    /// The server's timers.
+    Schedule,
+    /// The status log.
+    Status,
+    /// The dead letters.
+    Dead,
+    /// The stream behind the bucket.
+    Bucket,
+}
+
+impl StreamKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Calls, Self::Schedule, Self::Status, Self::Dead, Self::Bucket];
+
+    fn name(self, names: &Names) -> String {
+        match self {
+            Self::Calls => names.calls_stream.clone(),
+            Self::Schedule => names.schedule_stream.clone(),
+            Self::Status => names.status_stream.clone(),
+            Self::Dead => names.dead_stream.clone(),
+            Self::Bucket => format!("KV_{}", names.bucket),
+        }
+    }
+
+    /// What the stream should be, given what it is.
+    fn wish(self, settings: &StreamSettings, present: Config) -> Config {
+        match self {
+            Self::Calls => calls(settings, present),
+            Self::Schedule => schedule(settings, present),
+            Self::Status => status(settings, present),
+            Self::Dead => dead(settings, present),
+            Self::Bucket => key_value(settings, present),
+        }
+    }
+}
+
+/// Metadata of a stream or consumer: when the operator started whose settings it has. Of operators with different settings the
+/// one that started last decides, and the others must not change it back.
+const STARTED: &str = "sipstuff-operator.started";
+
+/// Makes all streams, the bucket and the consumers as the settings say, once, and returns the queue's consumer.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
 pub async fn ensure(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, NatsError> {
-    let StreamSettings { names, .. } = settings;
-    for (name, wish) in [
-        (&names.calls_stream, calls as Wish),
-        (&names.schedule_stream, schedule),
-        (&names.status_stream, status),
-        (&names.dead_stream, dead),
-    ] {
-        stream(jetstream, name, |present| wish(settings, present))
-            .await
-            .map_err(|error| error.during(format!("create or update the stream {name}")))?;
+    let started = now();
+    for kind in StreamKind::ALL {
+        ensure_stream(jetstream, settings, kind, started).await?;
     }
-    consumer(jetstream, settings).await
+    ensure_consumers(jetstream, settings, started).await
 }
 
-/// What a stream should be, given what it is.
-type Wish = fn(&StreamSettings, Config) -> Config;
-
-async fn stream(jetstream: &Context, name: &str, wish: impl Fn(Config) -> Config) -> Result<(), NatsError> {
-    let present = match jetstream.get_stream(name).await {
-        Ok(stream) => Some(stream.cached_info().config.clone()),
+/// Makes sure that a stream exists as it should, and tells when it was made. One that is as it should be is left alone: with a
+/// million subjects an update takes the server seconds, even one that changes nothing. What the settings do not name, such as a
+/// placement or a compression that somebody chose, stays.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn ensure_stream(
+    jetstream: &Context,
+    settings: &StreamSettings,
+    kind: StreamKind,
+    started: Timestamp,
+) -> Result<Timestamp, NatsError> {
+    let name = kind.name(&settings.names);
+    let failed = |error: NatsError| error.during(format!("create or update the stream {name}"));
+    let present = match jetstream.get_stream(&name).await {
+        Ok(stream) => Some(stream.cached_info().clone()),
         Err(error) if is_missing(&error) => None,
-        Err(error) => return Err(NatsError::of(error)),
+        Err(error) => return Err(failed(NatsError::of(error))),
     };
-    let wished = wish(present.clone().unwrap_or_default());
-    if present.as_ref() != Some(&wished) {
-        jetstream.create_or_update_stream(wished).await.map_err(NatsError::of)?;
+    let config = present.as_ref().map(|info| info.config.clone());
+    let mut wished = kind.wish(settings, config.clone().unwrap_or_default());
+    if let Some(info) = present
+        && (info.config == wished || is_newer(&info.config.metadata, started))
+    {
+        return Ok(timestamp(info.created.unix_timestamp_nanos()));
     }
-    Ok(())
+    wished.metadata.insert(STARTED.to_owned(), started.to_string());
+    let made = jetstream.create_or_update_stream(wished).await.map_err(|error| failed(NatsError::of(error)))?;
+    tracing::info!(stream = name, "{}", if config.is_some() { "updated a stream" } else { "created a stream" });
+    Ok(timestamp(made.created.unix_timestamp_nanos()))
 }
 
 fn is_missing(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
-/// The bucket for what the replicas share beside calls: the pace, and which clusters there are.
+/// Whether these are the settings of an operator that started later.
+fn is_newer(metadata: &HashMap<String, String>, started: Timestamp) -> bool {
+    let other = metadata.get(STARTED).and_then(|text| text.parse::<Timestamp>().ok());
+    other.is_some_and(|other| other > started)
+}
+
+/// The bucket for what the replicas share beside calls; made when it is missing.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
 pub async fn bucket(jetstream: &Context, settings: &StreamSettings) -> Result<kv::Store, NatsError> {
-    let present = jetstream.get_key_value(&settings.names.bucket).await;
-    if let Ok(present) = present
-        && present.stream.cached_info().config.num_replicas == settings.replicas
+    let name = &settings.names.bucket;
+    if let Ok(store) = jetstream.get_key_value(name).await {
+        return Ok(store);
+    }
+    ensure_stream(jetstream, settings, StreamKind::Bucket, now()).await?;
+    jetstream.get_key_value(name).await.map_err(|error| NatsError::of(error).during(format!("open the bucket {name}")))
+}
+
+/// Makes sure that the consumers exist as they should, and returns the queue's. As [`ensure_stream`], it leaves alone what is.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn ensure_consumers(
+    jetstream: &Context,
+    settings: &StreamSettings,
+    started: Timestamp,
+) -> Result<PullConsumer, NatsError> {
+    let names = &settings.names;
+    ensure_consumer(jetstream, &names.schedule_stream, &names.due_consumer, started, |present| due(names, present))
+        .await?;
+    ensure_consumer(jetstream, &names.calls_stream, &names.consumer, started, |present| dialler(settings, present))
+        .await
+}
+
+async fn ensure_consumer(
+    jetstream: &Context,
+    stream: &str,
+    name: &str,
+    started: Timestamp,
+    wish: impl Fn(pull::Config) -> pull::Config,
+) -> Result<PullConsumer, NatsError> {
+    let failed = |error| NatsError::of(error).during(format!("create or update the consumer {name}"));
+    let present = match jetstream.get_consumer_from_stream::<pull::Config, _, _>(name, stream).await {
+        Ok(consumer) => Some(consumer),
+        Err(error) if is_missing_consumer(&error) => None,
+        Err(error) => return Err(failed(error)),
+    };
+    let config = present.as_ref().map(|present| present.cached_info().config.clone());
+    let config = config.and_then(|config| pull::Config::try_from_consumer_config(config).ok());
+    let mut wished = wish(config.clone().unwrap_or_default());
+    if let (Some(present), Some(config)) = (present, &config)
+        && (*config == wished || is_newer(&config.metadata, started))
     {
         return Ok(present);
     }
-    let config = kv::Config {
-        bucket: settings.names.bucket.clone(),
-        description: "what the replicas of the operator share".to_owned(),
-        history: 1,
-        storage: StorageType::File,
-        num_replicas: settings.replicas,
-        ..Default::default()
-    };
-    let store = jetstream.create_or_update_key_value(config).await;
-    store.map_err(|error| NatsError::of(error).during(format!("create or update the bucket {}", settings.names.bucket)))
+    wished.metadata.insert(STARTED.to_owned(), started.to_string());
+    let made = jetstream.create_consumer_on_stream(wished, stream).await.map_err(failed)?;
+    tracing::info!(consumer = name, "{}", if config.is_some() { "updated a consumer" } else { "created a consumer" });
+    Ok(made)
 }
 
-async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, NatsError> {
+fn is_missing_consumer(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
+}
+
+fn dialler(settings: &StreamSettings, present: pull::Config) -> pull::Config {
     let names = &settings.names;
-    // An update without the moment would end a pause.
-    let known = jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await;
-    let pause_until = known.ok().and_then(|consumer: PullConsumer| consumer.cached_info().config.pause_until);
-    let config = pull::Config {
+    pull::Config {
         durable_name: Some(names.consumer.clone()),
         description: Some("one unacknowledged message is one call in progress".to_owned()),
         deliver_policy: DeliverPolicy::All,
@@ -158,13 +256,20 @@ async fn consumer(jetstream: &Context, settings: &StreamSettings) -> Result<Pull
         filter_subject: names.calls.clone(),
         max_ack_pending: settings.max_active_calls,
         max_waiting: 512,
-        pause_until,
-        ..Default::default()
-    };
-    jetstream
-        .create_consumer_on_stream(config, names.calls_stream.clone())
-        .await
-        .map_err(|error| NatsError::of(error).during(format!("create or update the consumer {}", names.consumer)))
+        ..present
+    }
+}
+
+fn due(names: &Names, present: pull::Config) -> pull::Config {
+    pull::Config {
+        durable_name: Some(names.due_consumer.clone()),
+        description: Some("moves what came due into the queue".to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        filter_subject: names.due.clone(),
+        max_deliver: -1,
+        ..present
+    }
 }
 
 fn calls(settings: &StreamSettings, present: Config) -> Config {
@@ -221,6 +326,21 @@ fn dead(settings: &StreamSettings, present: Config) -> Config {
         retention: RetentionPolicy::Limits,
         max_age: DEAD_RETENTION,
         duplicate_window: DUPLICATE_WINDOW,
+        ..base(settings, present)
+    }
+}
+
+/// As the client library makes a bucket with one value per key.
+fn key_value(settings: &StreamSettings, present: Config) -> Config {
+    let bucket = &settings.names.bucket;
+    Config {
+        name: StreamKind::Bucket.name(&settings.names),
+        description: Some("what the replicas of the operator share".to_owned()),
+        subjects: vec![format!("$KV.{bucket}.>")],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
         ..base(settings, present)
     }
 }

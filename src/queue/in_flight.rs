@@ -11,6 +11,7 @@ use std::{
 
 use async_nats::{Client, Subject, jetstream::AckKind};
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use super::Delivery;
 use crate::nats::streams::ACK_WAIT;
@@ -86,6 +87,16 @@ impl InFlight {
         entries.remove(&sequence)
     }
 
+    /// Drops what was in flight of a queue that was lost and made again at that moment: the work on it goes on, and there is no
+    /// message left to settle.
+    pub fn forget_before(&self, made_at: Timestamp) {
+        let mut entries = self.lock();
+        let before = entries.len();
+        entries.retain(|_, entry| entry.published >= made_at);
+        let lost = before - entries.len();
+        tracing::warn!(lost, "the queue was lost and made again: calls in progress go on without their messages");
+    }
+
     /// Whether a message is in flight here.
     pub fn contains(&self, sequence: u64) -> bool {
         self.lock().contains_key(&sequence)
@@ -114,12 +125,15 @@ impl InFlight {
         }
     }
 
-    /// Keeps extending the ack wait of every message in flight; never returns.
-    pub async fn keep_in_progress(self) {
+    /// Keeps extending the ack wait of every message in flight, until `stop`.
+    pub async fn keep_in_progress(self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(IN_PROGRESS_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = stop.cancelled() => return,
+            }
             let replies: Vec<Subject> = self.lock().values().map(|entry| entry.reply.clone()).collect();
             for reply in replies {
                 if let Err(error) = self.client.publish(reply, AckKind::Progress.into()).await {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::in_flight::MessageId;
 use crate::{
-    call::CallId,
+    call::{CallId, TraceParent, traceparent::HEADER_TRACEPARENT},
     nats::{Names, NatsError, publish::publish, timestamp},
 };
 
@@ -23,7 +23,7 @@ pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
 pub const HEADER_DUE: &str = "Sip-Due";
 
 /// Highest attempt that a message may ask for: ten that count, and those that never ran, at most one in a few seconds for a day.
-const MAX_ATTEMPT: u32 = 100_000;
+pub const MAX_ATTEMPT: u32 = 100_000;
 
 /// What a request is published with.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,8 @@ pub struct Labels<'a> {
     pub attempt: u32,
     /// When the request first entered the queue.
     pub queued_at: Timestamp,
+    /// The trace that it belongs to.
+    pub traceparent: Option<&'a TraceParent>,
 }
 
 impl Labels<'_> {
@@ -43,6 +45,9 @@ impl Labels<'_> {
         headers.insert(HEADER_CALL_ID, self.id.as_str());
         headers.insert(HEADER_ATTEMPT, self.attempt.to_string().as_str());
         headers.insert(HEADER_QUEUED_AT, self.queued_at.to_string().as_str());
+        if let Some(traceparent) = self.traceparent {
+            headers.insert(HEADER_TRACEPARENT, traceparent.as_str());
+        }
         headers
     }
 }
@@ -74,7 +79,7 @@ impl Inbox {
     /// As for [`Self::publish`].
     pub async fn forward(&self, delivery: &Delivery) -> Result<(), NatsError> {
         let mut headers = HeaderMap::new();
-        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE] {
+        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE, HEADER_TRACEPARENT] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
             }
@@ -139,6 +144,11 @@ impl Delivery {
     pub fn attempt(&self) -> u32 {
         let given = self.header(HEADER_ATTEMPT).and_then(|text| text.parse().ok());
         given.filter(|attempt| (1..=MAX_ATTEMPT).contains(attempt)).unwrap_or(1)
+    }
+
+    /// The trace that the request belongs to; an invalid one is ignored.
+    pub fn traceparent(&self) -> Option<TraceParent> {
+        self.header(HEADER_TRACEPARENT).and_then(TraceParent::parse)
     }
 
     /// When the request first entered the queue.

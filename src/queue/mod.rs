@@ -5,6 +5,7 @@ pub mod control;
 pub mod dead_letters;
 pub mod in_flight;
 pub mod inbox;
+pub mod keeper;
 pub mod pull;
 pub mod rate_limit;
 pub mod scheduled;
@@ -12,3 +13,4 @@ pub mod undecodable;
 
 pub use in_flight::InFlight;
 pub use inbox::{Delivery, Inbox};
+pub use keeper::Keeper;

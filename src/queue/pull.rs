@@ -14,10 +14,10 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::Delivery;
+use super::{Delivery, Keeper};
 use crate::{
-    nats::{NatsError, NatsErrorKind, StreamSettings, connect, streams},
-    retry::Retry,
+    nats::{Names, NatsError, NatsErrorKind, StreamSettings, connect},
+    retry::{self, Retry},
 };
 
 /// How long a pull request waits on the server.
@@ -40,36 +40,35 @@ fn prefetch(settings: &StreamSettings) -> usize {
     if all < FEW { all.max(1) } else { (all / 4).min(MAX_PREFETCH) }
 }
 
-/// Hands messages to `work` until `stop`. After a lost connection, a stall or a deleted consumer everything is made again. When it
-/// returns, the server knows that nothing more is wanted here: what is handed back then goes to another replica.
+/// Hands messages to `work` until `stop`. After a lost connection, a stall or a deleted consumer it begins anew, once `keeper` has
+/// made what is missing. When it returns, the server knows that nothing more is wanted here: what is handed back then goes to
+/// another replica.
 pub async fn pull(
     jetstream: Context,
     settings: StreamSettings,
+    keeper: Arc<Keeper>,
     stop: CancellationToken,
     work: impl Fn(Delivery, PrefetchPermit),
 ) {
     let permits = Arc::new(Semaphore::new(prefetch(&settings)));
     let mut retry = Retry::new("pull from the queue");
     while !stop.is_cancelled() {
-        let pulled = pull_until_error(&jetstream, &settings, &permits, &stop, &work).await;
+        let pulled = pull_until_error(&jetstream, &settings.names, &permits, &stop, &work).await;
         let Err(error) = pulled else { break };
-        let wait = retry.failed(error.chain());
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = stop.cancelled() => {}
-        }
+        keeper.look_soon();
+        retry::sleep(&stop, retry.failed(error.chain())).await;
     }
     connect::flush(&jetstream.client()).await;
 }
 
 async fn pull_until_error(
     jetstream: &Context,
-    settings: &StreamSettings,
+    names: &Names,
     permits: &Arc<Semaphore>,
     stop: &CancellationToken,
     work: &impl Fn(Delivery, PrefetchPermit),
 ) -> Result<(), NatsError> {
-    let mut request = Request::open(jetstream, settings).await?;
+    let mut request = Request::open(jetstream, names).await?;
     loop {
         let free = tokio::select! {
             biased;
@@ -104,8 +103,9 @@ struct Request {
 }
 
 impl Request {
-    async fn open(jetstream: &Context, settings: &StreamSettings) -> Result<Self, NatsError> {
-        let consumer = streams::ensure(jetstream, settings).await?;
+    async fn open(jetstream: &Context, names: &Names) -> Result<Self, NatsError> {
+        let consumer = jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await;
+        let consumer = consumer.map_err(NatsError::of)?;
         let inbox = Subject::from(jetstream.client().new_inbox());
         let messages = jetstream.client().subscribe(inbox.clone()).await.map_err(NatsError::of)?;
         Ok(Self { consumer, inbox, messages })
@@ -121,7 +121,7 @@ impl Request {
         self.consumer.request_batch(wish, self.inbox.clone()).await.map_err(NatsError::of)
     }
 
-    /// Hands on what comes until the request is fulfilled or has expired; a server that shows no sign of life is an error.
+    /// Hands on what comes until the request is fulfilled or has expired; a server that sends no heartbeats is an error.
     async fn fulfil(
         &mut self,
         jetstream: &Context,
@@ -132,7 +132,7 @@ impl Request {
         while free.peek().is_some() {
             let message = tokio::time::timeout(PULL_HEARTBEAT * 2, self.messages.next())
                 .await
-                .map_err(|_| NatsError::unavailable("no sign of life for a waiting pull request"))?
+                .map_err(|_| NatsError::unavailable("the server sends no heartbeats for a waiting pull request"))?
                 .ok_or_else(|| NatsError::unavailable("the subscription ended"))?;
             match message.status {
                 None | Some(StatusCode::OK) => hand_on(jetstream, message, free.next(), work),

@@ -3,33 +3,30 @@
 //! A timer fires into its own stream only; any replica takes it from there, and keeps it there until the queue has it. A crash
 //! in between moves it twice, and the dialler drops the second.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    AckKind, Context, Message,
-    consumer::{AckPolicy, PullConsumer, pull},
-};
+use async_nats::jetstream::{AckKind, Context, Message, consumer::PullConsumer};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Delivery, Inbox,
+    Delivery, Inbox, Keeper,
     inbox::{HEADER_DUE, Labels},
 };
 use crate::{
     call::CallName,
     nats::{Names, NatsError, publish::publish},
-    retry::Retry,
+    retry::{self, Retry},
 };
 
 /// Header of the server's scheduler: when to fire (ADR-51).
 const NATS_SCHEDULE: &str = "Nats-Schedule";
 /// Header of the server's scheduler: where to.
 const NATS_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
-/// The durable consumer of what came due.
-const CONSUMER: &str = "due";
+/// How often the server shows that a waiting pull request is alive; after two missed ones the pull is made again.
+const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a request that the queue did not accept waits before the next try.
 const RETRY_DELAY: Duration = Duration::from_secs(2);
 /// Requests under way into the queue at once.
@@ -79,19 +76,24 @@ impl Timers {
     }
 }
 
-/// Moves what comes due into the queue, until `stop`.
-pub async fn move_due(jetstream: Context, names: Names, inbox: Inbox, stop: CancellationToken) {
+/// Moves what comes due into the queue, until `stop`. After an error it begins anew, once `keeper` has made what is missing.
+pub async fn move_due(jetstream: Context, names: Names, inbox: Inbox, keeper: Arc<Keeper>, stop: CancellationToken) {
     let mut retry = Retry::new("move due requests into the queue");
     while !stop.is_cancelled() {
         tokio::select! {
-            Err(error) = move_until_error(&jetstream, &names, &inbox) => tokio::time::sleep(retry.failed(error.chain())).await,
+            Err(error) = move_until_error(&jetstream, &names, &inbox) => {
+                keeper.look_soon();
+                retry::sleep(&stop, retry.failed(error.chain())).await;
+            }
             () = stop.cancelled() => {}
         }
     }
 }
 
 async fn move_until_error(jetstream: &Context, names: &Names, inbox: &Inbox) -> Result<(), NatsError> {
-    let messages = consumer(jetstream, names).await?.messages().await.map_err(NatsError::of)?;
+    let consumer = jetstream.get_consumer_from_stream(&names.due_consumer, &names.schedule_stream).await;
+    let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
+    let messages = consumer.stream().heartbeat(PULL_HEARTBEAT).messages().await.map_err(NatsError::of)?;
     let mut moves = messages
         .map(|message| async move {
             move_one(inbox, message.map_err(NatsError::of)?).await;
@@ -109,23 +111,11 @@ async fn move_one(inbox: &Inbox, message: Message) {
     let ack = match inbox.forward(&delivery).await {
         Ok(()) => AckKind::Ack,
         Err(error) => {
-            tracing::warn!(error = error.chain(), "a request that is due does not get into the queue yet");
+            tracing::warn!(error = error.chain(), "could not move a due request into the queue, will try again");
             AckKind::Nak(Some(RETRY_DELAY))
         }
     };
     if let Err(error) = message.ack_with(ack).await {
         tracing::debug!(%error, "a due request was not acknowledged; it will be moved again");
     }
-}
-
-async fn consumer(jetstream: &Context, names: &Names) -> Result<PullConsumer, NatsError> {
-    let config = pull::Config {
-        durable_name: Some(CONSUMER.to_owned()),
-        description: Some("moves what came due into the queue".to_owned()),
-        ack_policy: AckPolicy::Explicit,
-        filter_subject: names.due.clone(),
-        max_deliver: -1,
-        ..Default::default()
-    };
-    jetstream.create_consumer_on_stream(config, names.schedule_stream.clone()).await.map_err(NatsError::of)
 }

@@ -2,87 +2,131 @@
 //! the connection. So nobody sees the message, it comes again after every ack wait, and whatever is delivered beside it is
 //! lost until then.
 //!
-//! So what comes again is looked at by its sequence in the stream, where headers are Base64 and harm nobody.
+//! So what comes again is read by its sequence in the stream, where headers are Base64 and harm nobody.
 
-use std::collections::BTreeSet;
-use std::str::FromStr;
-use std::time::Duration;
+use std::{collections::BTreeSet, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use async_nats::jetstream::{
-    Context,
-    consumer::{Info, PullConsumer},
-    response::Response,
-    stream::Stream,
-};
+use async_nats::jetstream::{Context, consumer::PullConsumer, response::Response, stream::Stream};
 use async_nats::{HeaderMap, HeaderName};
 use data_encoding::BASE64;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{Delivery, InFlight};
 use crate::{
-    nats::{Names, NatsError},
-    retry::Retry,
+    nats::{Names, NatsError, timestamp},
+    retry::{self, Retry},
 };
 
 /// How often is looked whether a message comes again: well within the ack wait.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The server's word for there being no such message.
+/// Messages that are read at most each time.
+const READS_PER_LOOK: usize = 100;
+/// The server's code for there being no such message.
 const NO_MESSAGE: u64 = 10037;
 
 /// Header of a dead letter: the header block that could not be read, as far as it is text.
 const HEADER_BLOCK: &str = "Sip-Original-Headers";
 
-/// Looks, for ever; `put_aside` gets each unreadable message, with what is wrong with it, before it is removed from the queue.
-pub async fn watch<F, Done>(jetstream: Context, names: Names, in_flight: InFlight, put_aside: F)
-where
+/// Looks until `stop`; `put_aside` gets each message that cannot be decoded, with what is wrong with it, before it is removed from
+/// the queue.
+pub async fn watch<F, Done>(
+    jetstream: Context,
+    names: Names,
+    in_flight: InFlight,
+    stop: CancellationToken,
+    put_aside: F,
+) where
     F: Fn(Delivery, String) -> Done,
     Done: Future<Output = ()>,
 {
-    let mut readable = BTreeSet::new();
-    let mut retry = Retry::new("look for unreadable messages");
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        match look(&jetstream, &names, &in_flight, &mut readable, &put_aside).await {
+    let mut known = Known::default();
+    let mut retry = Retry::new("look for messages that cannot be decoded");
+    while !stop.is_cancelled() {
+        retry::sleep(&stop, LOOK_EVERY).await;
+        let looked = tokio::select! {
+            looked = look(&jetstream, &names, &in_flight, &mut known, &put_aside) => looked,
+            () = stop.cancelled() => return,
+        };
+        match looked {
             Ok(()) => retry.worked(),
-            Err(error) => tokio::time::sleep(retry.failed(error.chain())).await,
+            Err(error) => retry::sleep(&stop, retry.failed(error.chain())).await,
         }
     }
 }
 
-/// Looks at what was delivered more than once and is not in work here; each message once.
+/// The messages that were looked at and can be decoded, by their sequences. With when the consumer was made: in a stream that was
+/// lost and made again, the same sequences are other messages.
+#[derive(Default)]
+struct Known {
+    decodable: BTreeSet<u64>,
+    consumer: Option<Timestamp>,
+}
+
+impl Known {
+    fn begin(&mut self, consumer: Timestamp, acknowledged: u64) {
+        if self.consumer.replace(consumer) != Some(consumer) {
+            self.decodable.clear();
+        }
+        self.decodable = self.decodable.split_off(&(acknowledged + 1));
+    }
+
+    /// The first sequence in this range that is worth a request.
+    fn first_unknown(&self, mut range: RangeInclusive<u64>, in_flight: &InFlight) -> Option<u64> {
+        range.find(|sequence| !self.decodable.contains(sequence) && !in_flight.contains(*sequence))
+    }
+}
+
+/// While messages come again: looks at those that are delivered, not in flight here and not known, the oldest first, since one that
+/// cannot be decoded is never acknowledged. Each is read once, and so many at most.
 async fn look<F, Done>(
     jetstream: &Context,
     names: &Names,
     in_flight: &InFlight,
-    readable: &mut BTreeSet<u64>,
+    known: &mut Known,
     put_aside: &F,
 ) -> Result<(), NatsError>
 where
     F: Fn(Delivery, String) -> Done,
     Done: Future<Output = ()>,
 {
-    let stream: Stream<()> = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
-    let mut consumer: PullConsumer =
+    let consumer: PullConsumer =
         jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await.map_err(NatsError::of)?;
-    let Info { num_redelivered, ack_floor, delivered, .. } = consumer.info().await.map_err(NatsError::of)?;
-    let (acknowledged, last) = (ack_floor.stream_sequence, delivered.stream_sequence);
-    *readable = readable.split_off(&(acknowledged + 1));
+    let info = consumer.cached_info();
+    let (acknowledged, last) = (info.ack_floor.stream_sequence, info.delivered.stream_sequence);
+    known.begin(timestamp(info.created.unix_timestamp_nanos()), acknowledged);
+    if info.num_redelivered == 0 {
+        return Ok(());
+    }
     let mut next = acknowledged + 1;
-    while *num_redelivered > 0 && next <= last {
-        let Some(stored) = Stored::from(jetstream, names, next).await? else { break };
+    for _ in 0..READS_PER_LOOK {
+        let Some(sequence) = known.first_unknown(next..=last, in_flight) else { break };
+        let Some(stored) = Stored::from(jetstream, names, sequence).await? else { break };
         next = stored.seq + 1;
-        if stored.seq > last || in_flight.contains(stored.seq) || !readable.insert(stored.seq) {
-            continue;
+        if stored.seq > last {
+            break;
         }
-        if let Err(problem) = stored.headers_can_be_read() {
-            let sequence = stored.seq;
-            put_aside(stored.into_delivery(), problem.to_owned()).await;
-            if let Err(error) = stream.delete_message(sequence).await {
-                tracing::debug!(%error, sequence, "another replica may have removed it");
-            }
+        if !in_flight.contains(stored.seq) && known.decodable.insert(stored.seq) {
+            judge(jetstream, names, stored, put_aside).await?;
         }
+    }
+    Ok(())
+}
+
+/// Puts a message aside and removes it, if it cannot be decoded.
+async fn judge<F, Done>(jetstream: &Context, names: &Names, stored: Stored, put_aside: &F) -> Result<(), NatsError>
+where
+    F: Fn(Delivery, String) -> Done,
+    Done: Future<Output = ()>,
+{
+    let Err(problem) = stored.headers_can_be_read() else { return Ok(()) };
+    let stream: Stream<()> = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
+    let sequence = stored.seq;
+    put_aside(stored.into_delivery(), problem.to_owned()).await;
+    if let Err(error) = stream.delete_message(sequence).await {
+        tracing::debug!(%error, sequence, "another replica may have removed it");
     }
     Ok(())
 }
@@ -108,8 +152,8 @@ impl Stored {
     /// The first message of the queue from that sequence on.
     async fn from(jetstream: &Context, names: &Names, sequence: u64) -> Result<Option<Self>, NatsError> {
         let subject = format!("STREAM.MSG.GET.{}", names.calls_stream);
-        let wish = json!({"seq": sequence, "next_by_subj": names.calls});
-        match jetstream.request(subject, &wish).await.map_err(NatsError::of)? {
+        let request = json!({"seq": sequence, "next_by_subj": names.calls});
+        match jetstream.request(subject, &request).await.map_err(NatsError::of)? {
             Response::Ok(Answer { message }) => Ok(Some(message)),
             Response::Err { error } if error.error_code().0 == NO_MESSAGE => Ok(None),
             Response::Err { error } => Err(NatsError::of(error)),

@@ -1,6 +1,8 @@
 //! Where Jobs run. The core owns the trait; [`kubernetes`] and [`local`] implement it. Level-triggered: what a runner
 //! *has* counts, an event only says when to look.
 
+#![warn(missing_docs)]
+
 pub mod kubernetes;
 pub mod local;
 

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{info, received, sent};
+use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallRequest, StatusEvent};
 use crate::queue::dead_letters as dead;
 use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT};
@@ -49,7 +50,7 @@ fn status_of_call() -> Value {
     let mut channel = channel(
         "sip.status.{name}",
         "statusEvent",
-        "One call's story: its last message is the call's state. Stream SIP_STATUS; who must miss nothing makes a durable consumer on it.",
+        "The history of one call: its last message is the call's state. Stream SIP_STATUS; to miss nothing, make a durable consumer on it.",
     );
     channel["parameters"] = json!({"name": {"description": "The call's name, which is its first attempt's Job name."}});
     channel
@@ -65,10 +66,10 @@ fn channel(address: &str, message: &str, description: &str) -> Value {
 
 fn operations() -> Value {
     json!({
-        "takeCall": operation("receive", "calls", "callRequest", "Places the call that a message asks for."),
-        "tellEveryone": operation("send", "status", "statusEvent", "Tells of every change of state."),
+        "receiveCallRequest": operation("receive", "calls", "callRequest", "Places the call that a message asks for."),
+        "publishStatus": operation("send", "status", "statusEvent", "Publishes every change of a call's state."),
         "recordChange": operation("send", "statusOfCall", "statusEvent", "Records a change of a call's state, by compare-and-set."),
-        "putAside": operation("send", "dead", "deadLetter", "Puts aside a message that cannot become a call."),
+        "storeDeadLetter": operation("send", "dead", "deadLetter", "Keeps a message that cannot become a call."),
     })
 }
 
@@ -90,7 +91,7 @@ fn call_request() -> Value {
             (HEADER_CALL_ID, "The call's id, where the body has no `id`; goes before `Nats-Msg-Id`, and is kept by the server's scheduler. Set by the operator."),
             (HEADER_ATTEMPT, "Which attempt the message asks for, from 1, which is the default. Set by the operator."),
             (HEADER_QUEUED_AT, "When the request first entered the queue, RFC 3339. Set by the operator."),
-            ("traceparent", "W3C trace context, passed on."),
+            (HEADER_TRACEPARENT, "The trace that the request belongs to (W3C Trace Context): handed on to the status events, and to the caller as `TRACEPARENT`. An invalid one is ignored."),
         ]),
         "payload": {"$ref": "#/components/schemas/callRequest"},
         "examples": [{"name": "smallest", "payload": {"dest": "+4930123456", "text": "Hello"}}],
@@ -109,7 +110,7 @@ fn status_event() -> Value {
             ("ce-subject", "The call's name."),
             ("ce-time", "When the change was recorded, RFC 3339."),
             ("content-type", "`application/json`"),
-            ("traceparent", "W3C trace context, where the request had one."),
+            (HEADER_TRACEPARENT, "The trace that the request belongs to (W3C Trace Context), where it named one."),
         ]),
         "payload": {"$ref": "#/components/schemas/statusEvent"},
     })

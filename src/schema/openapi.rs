@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{info, received, sent};
 use crate::api::{BatchCancel, QueueState};
+use crate::call::validate::names;
 use crate::call::{CallRequest, Status};
 use crate::http::{Accepted, Job};
 
@@ -16,8 +17,8 @@ pub(super) fn document() -> Value {
         ),
         "servers": [{"url": "/"}],
         "tags": [
-            {"name": "calls", "description": "Place calls and see how they went."},
-            {"name": "operation", "description": "For probes and people who run the operator."},
+            {"name": "calls", "description": "Place calls and see their outcomes."},
+            {"name": "operation", "description": "For probes and for those who run the operator."},
         ],
         "paths": {
             "/call": {"post": submit()},
@@ -45,7 +46,7 @@ fn schemas() -> Value {
             "type": "object",
             "required": ["status", "version"],
             "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."},
-                "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "How the queue is, at most a few seconds old; null while NATS does not say. Only in /health."},
+                "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "The state of the queue, at most a few seconds old; null while NATS does not answer. Only in /health."},
             },
         },
         "Ready": readiness(),
@@ -63,7 +64,7 @@ fn readiness() -> Value {
                 "type": "object",
                 "required": ["name", "ready", "detail"],
                 "properties": {
-                    "name": {"type": "string", "description": "`nats`, `runner` or `view`."},
+                    "name": {"type": "string", "description": "`nats`, `runner` or `index`."},
                     "ready": {"type": "boolean"},
                     "detail": {"type": "string", "description": "More for people."},
                 },
@@ -81,8 +82,8 @@ fn problem() -> Value {
             "type": {"type": "string", "format": "uri", "description": "`urn:sipstuff:problem:` and a word that never changes."},
             "title": {"type": "string"},
             "status": {"type": "integer", "description": "The HTTP status."},
-            "detail": {"type": "string", "description": "What is wrong with this very request."},
-            "errors": {"type": "array", "description": "Everything that is wrong, where fields are.", "items": {
+            "detail": {"type": "string", "description": "What is wrong with this request, and what to do about it."},
+            "errors": {"type": "array", "description": "Every field that is wrong.", "items": {
                 "type": "object",
                 "required": ["field", "message"],
                 "properties": {
@@ -95,19 +96,23 @@ fn problem() -> Value {
 }
 
 /// Every error that the API can answer, by the status that it has.
-const PROBLEMS: [(&str, &str); 10] = [
+const PROBLEMS: [(&str, &str); 11] = [
     ("400", "The body is not JSON, or the request cannot be read."),
     ("403", "The request comes from a page of another origin."),
     ("404", "There is no such call."),
     ("408", "The body took too long to arrive."),
+    ("409", "The request's `id` belongs to another request; the first call is untouched."),
     ("411", "The length of the body must be given."),
     ("413", "The request is too large."),
     ("415", "The body must be JSON."),
-    ("422", "The request is not valid (`errors` names every field), or its id belongs to another request."),
+    (
+        "422",
+        "The request is not valid (`errors` names every field), or its `Idempotency-Key` was used for another request.",
+    ),
     ("500", "The operator failed."),
     (
         "503",
-        "The queue is full, or NATS does not answer; nothing was accepted, and the same request may be sent again.",
+        "The queue is full, NATS does not answer, or the index of calls is not complete; nothing was accepted or done, and the same request may be sent again.",
     ),
 ];
 
@@ -143,13 +148,15 @@ fn component(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
+/// 1 to 128 printable characters, or a string in quotes (RFC 8941) of as many.
+const KEY_PATTERN: &str = r#"^([!#-~]([ -~]{0,126}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,128}")$"#;
+
 fn submit() -> Value {
     let mut accepted = body(
         "The call is in the queue, durably. The same id and request again answers its present state.",
         &component("Accepted"),
     );
-    accepted["headers"] =
-        json!({"Location": {"description": "Where the call is to be seen.", "schema": {"type": "string"}}});
+    accepted["headers"] = json!({"Location": {"description": "The path of the call.", "schema": {"type": "string"}}});
     json!({
         "operationId": "submitCall",
         "tags": ["calls"],
@@ -157,8 +164,15 @@ fn submit() -> Value {
         "parameters": [{
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "The call's id, where the body has no `id`: sent again with the same request, no second call is made.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 130},
+            "description": "The call's id, where the body has no `id`: sent again with the same request, no second call is made. \
+                In quotes, as the draft asks (draft-ietf-httpapi-idempotency-key-header), or without.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 258, "pattern": KEY_PATTERN},
+        }, {
+            "name": "traceparent",
+            "in": "header",
+            "description": "The trace that the request belongs to (W3C Trace Context): handed on to the call's events and to its \
+                caller. An invalid one is ignored.",
+            "schema": {"type": "string"},
         }],
         "requestBody": {
             "required": true,
@@ -167,12 +181,13 @@ fn submit() -> Value {
                 "examples": {"smallest": {"value": {"dest": "+4930123456", "text": "Hello"}}},
             }},
         },
-        "responses": responses("202", accepted, &["400", "403", "408", "411", "413", "415", "422", "500", "503"]),
+        "responses": responses("202", accepted, &["400", "403", "408", "409", "411", "413", "415", "422", "500", "503"]),
     })
 }
 
 fn list() -> Value {
     let query = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "description": description, "schema": schema});
+    let cursor = json!({"type": "string", "pattern": "^[0-9a-f]{28}$"});
     let mut page = body("A page of calls.", &json!({"type": "array", "items": component("Job")}));
     page["headers"] = json!({"Link": {
         "description": "`rel=\"next\"`: the next page, when there is one (RFC 8288).",
@@ -183,13 +198,17 @@ fn list() -> Value {
         "tags": ["calls"],
         "summary": "List calls, newest first",
         "parameters": [
-            query("limit", "Calls on a page.", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})),
-            query("cursor", "Where the page before ended, from its `Link` header.", json!({"type": "string"})),
+            query("limit", "Most calls on a page. It has fewer where their records are long: about 4 MiB of them are on a page.", json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})),
+            query("cursor", "Where the page before ended, from its `Link` header.", cursor),
             query("status", "Only calls in this state.", component("Status")),
-            query("batch", "Only calls of this batch.", json!({"type": "string"})),
+            query("batch", "Only calls of this batch.", batch()),
         ],
         "responses": responses("200", page, &["400", "422", "500", "503"]),
     })
+}
+
+fn batch() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": names::LABEL_VALUE_PATTERN})
 }
 
 fn show() -> Value {
@@ -208,7 +227,7 @@ fn name_or_id() -> Value {
         "in": "path",
         "required": true,
         "description": "The name of any of the call's Jobs, or the call's id (percent-encoded).",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "minLength": 1},
     })
 }
 
@@ -236,7 +255,7 @@ fn cancel_batch() -> Value {
             "in": "query",
             "required": true,
             "description": "The batch. No other parameter is accepted.",
-            "schema": {"type": "string"},
+            "schema": batch(),
         }],
         "responses": responses("202", body("How many, by what became of them.", &component("BatchCancel")), &["400", "403", "422", "500", "503"]),
     })
@@ -258,7 +277,7 @@ fn health(id: &str, summary: &str) -> Value {
 fn ready() -> Value {
     let mut responses = responses("200", body("Everything is ready.", &component("Ready")), &[]);
     responses["503"] = body("Something is not ready.", &component("Ready"));
-    let summary = "Whether calls can be taken: NATS, the runner and the job view, each named";
+    let summary = "Whether calls can be taken: NATS, the runner and the call index, each by name";
     json!({"operationId": "readyz", "tags": ["operation"], "summary": summary, "responses": responses})
 }
 

@@ -6,9 +6,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::call::validate::fields::FIELDS;
-use crate::call::validate::fixtures::{Expected, fixtures, with};
-use crate::call::validate::parse;
-use crate::call::{Call, CallId, Change, Ended};
+use crate::call::validate::fixtures::{self, Expected, fixtures, with};
+use crate::call::validate::{self, Parsed};
+use crate::call::{Call, CallId, Change, Ended, Refusal};
+
+fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
+    validate::parse(body, fixtures::now())
+}
 
 fn document(name: &str) -> Value {
     all().into_iter().find(|(file, _)| *file == name).unwrap().1
@@ -18,8 +22,8 @@ fn validator(name: &str) -> jsonschema::Validator {
     jsonschema::options().should_validate_formats(true).build(&document(name)).unwrap()
 }
 
-/// What JSON Schema cannot say: lengths in bytes (of `id`, of strings, of metadata's values and of the part of a label key
-/// before the slash), days that the calendar does not have, and that `not_after` is later than `not_before`.
+/// What JSON Schema cannot say: how long the part of a label key before the slash may be, days that the calendar does not have,
+/// what is too far ahead, and that `not_after` is later than `not_before`.
 #[test]
 fn the_schema_takes_what_the_validator_takes_and_refuses_what_it_refuses() {
     let schema = validator("call-request.schema.json");
@@ -36,7 +40,7 @@ fn the_schema_takes_what_the_validator_takes_and_refuses_what_it_refuses() {
 }
 
 #[test]
-fn what_is_no_object_is_no_request() {
+fn only_an_object_is_a_request() {
     let schema = validator("call-request.schema.json");
     for body in [json!(null), json!(5), json!("a"), json!([]), json!({})] {
         assert!(!schema.is_valid(&body) && parse(body.to_string().as_bytes()).is_err(), "{body}");

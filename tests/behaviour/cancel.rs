@@ -60,7 +60,7 @@ async fn a_batch_is_cancelled_whether_its_calls_are_queued_scheduled_or_cancelle
     assert_eq!(delete(operator.base(), "/jobs/queued-1").await.status, 202);
 
     let reply = delete(operator.base(), "/jobs?batch=march").await;
-    assert_eq!(reply.json, json!({"cancelled": 4, "cancelling": 0, "ended": 0}));
+    assert_eq!(reply.json, json!({"cancelled": 4, "cancelling": 0, "ended": 0, "unreadable": 0}));
     assert_eq!(setup.events.final_of("first", PATIENCE).await.status, Status::Succeeded);
     setup.queue_empties().await;
     assert_eq!(setup.calls_to("+491").len(), 0);
@@ -107,6 +107,21 @@ async fn cancelling_a_running_call_deletes_its_job_and_ends_its_pod() {
     eventually("the pod has ended", PATIENCE, async || setup.node().running() == 0).await;
     assert_eq!(setup.node().start_count(), 1);
     setup.queue_empties().await;
+}
+
+/// As process 1 of its container, the caller ignores SIGTERM: without a hang-up it would talk until it is killed, 30 s later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_call_hangs_up_at_once() {
+    let setup = Setup::kubernetes(120.0).await;
+    let operator = setup.operator().await;
+    accepted(&operator, &with(request("+490", "a"), json!({"id": "long"}))).await;
+    setup.becomes("long", Status::Running).await;
+    let begin = Instant::now();
+    delete(operator.base(), "/jobs/long").await;
+    setup.events.final_of("long", PATIENCE).await;
+    let log = setup.node().log_of(&name_of("long"));
+    assert!(log.contains("SIGINT: hanging up"), "{log}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,8 +38,9 @@ async fn conntest_names_server_version_and_context_and_exits_0() {
     assert_eq!(done.code, Some(0), "{done:?}");
     let url = servers.nats.url();
     let address = url.strip_prefix("nats://").unwrap();
-    for part in ["nats-server 2.", address, "kubernetes v1.", "127.0.0.1", "context test", &servers.namespace.name] {
-        assert!(done.stdout.contains(part), "{part} in {}", done.stdout);
+    let namespace = &servers.namespace.name;
+    for part in ["nats-server 2.", address, "API server v1.", "https://127.0.0.1", "context test", namespace] {
+        assert_eq!(done.stdout.matches(part).count(), 1, "{part} in {}", done.stdout);
     }
 }
 

@@ -146,9 +146,26 @@ async fn an_id_for_another_request_is_refused_while_the_call_runs_and_after_it_h
     let setup = Setup::local(1.0).await;
     let (operator, other) = with_a_taken_id(&setup).await;
     let reply = post_call(operator.base(), &other).await;
-    assert_eq!((reply.status.as_u16(), &reply.json["errors"][0]["field"]), (422, &json!("id")), "{reply:?}");
+    assert_eq!((reply.status.as_u16(), &reply.json["errors"][0]["field"]), (409, &json!("id")), "{reply:?}");
     setup.all_end_once(&["taken"]).await;
-    assert_eq!(post_call(operator.base(), &other).await.status, 422);
+    assert_eq!(post_call(operator.base(), &other).await.status, 409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_that_is_reused_for_another_request_is_refused_with_422() {
+    let setup = Setup::local(0.2).await;
+    let operator = setup.operator().await;
+    let post = async |text: &str| {
+        let request = http_client().post(format!("{}/call", operator.base())).header("Idempotency-Key", "\"key-1\"");
+        send(request.json(&json!({"dest": "+49301", "text": text}))).await
+    };
+    assert_eq!(post("key-1").await.status, 202);
+    let reply = post("second").await;
+    assert_eq!(reply.status, 422, "{reply:?}");
+    assert_eq!(reply.json["type"], json!("urn:sipstuff:problem:idempotency-key-reused"));
+    assert_eq!(reply.json["errors"][0]["field"], json!("Idempotency-Key"));
+    setup.all_end_once(&["key-1"]).await;
+    assert_eq!(setup.calls_with("second"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,16 @@
 //! What the operator does for those who use it, one file per behaviour, each against a real nats-server.
 
 mod bad_input;
+mod call_index;
 mod cancel;
 mod clusters;
 mod commands;
 mod dead_letters;
 mod end_to_end;
 mod expiry;
+mod first_words;
 mod full_queue;
+mod headers;
 mod http;
 mod idempotency;
 mod logging;
@@ -17,3 +20,4 @@ mod redial;
 mod schedule;
 mod secrets;
 mod status_events;
+mod unreadable_records;

@@ -1,51 +1,166 @@
-//! Pause: nothing new is dialled until `resume`, while running calls go on.
+//! While dialling is paused no new call is claimed, and everything else goes on: calls in progress are taken over, followed,
+//! cancelled and settled, and the queue is looked after.
 
-use serde_json::json;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
 use sipstuff_operator::call::Status;
 
-use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, get_json, request, with};
+use crate::support::status::queue_is_empty;
+use crate::support::{Operator, PATIENCE, Setup, accepted, delete, eventually, get_json, in_seconds, request_of, with};
 
-/// An operator with a call that runs, a pause, and a call that waits.
-async fn paused(setup: &Setup) -> Operator {
+/// How soon calls are dialled after a pause: the delay with which they are handed back, on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Runs `pause` or `resume`.
+async fn command(setup: &Setup, arguments: &[&str]) {
+    let finished = setup.command(arguments).await;
+    assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.text());
+}
+
+async fn queue(operator: &Operator) -> Value {
+    get_json(operator.base(), "/health").await.json["queue"].clone()
+}
+
+async fn shows_paused(operator: &Operator, paused: bool) {
+    eventually(format!("/health says paused: {paused}"), PATIENCE, async || queue(operator).await["paused"] == paused)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_holds_new_calls_back_through_a_restart_and_lets_running_ones_end() {
+    let setup = Setup::local(2.0).await;
     let operator = setup.operator().await;
-    accepted(&operator, &with(request("+490", "a"), json!({"id": "running"}))).await;
+    accepted(&operator, &request_of("running")).await;
     setup.becomes("running", Status::Running).await;
-    let paused = setup.command(&["pause", "--for", "10m"]).await;
-    assert_eq!(paused.code, Some(0), "{}", paused.text());
-    accepted(&operator, &with(request("+491", "b"), json!({"id": "held"}))).await;
-    operator
-}
-
-async fn says_that_it_is_paused(operator: &Operator) {
-    let paused = async || !get_json(operator.base(), "/health").await.json["queue"]["paused_until"].is_null();
-    eventually("/health says that it is paused", PATIENCE, paused).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_lets_running_calls_end() {
-    let setup = Setup::local(2.0).await;
-    let _operator = paused(&setup).await;
-    assert_eq!(setup.events.final_of("running", PATIENCE).await.status, Status::Succeeded);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_is_shown_by_health_and_metrics() {
-    let setup = Setup::local(2.0).await;
-    let operator = paused(&setup).await;
-    says_that_it_is_paused(&operator).await;
-    assert!(get_json(operator.base(), "/metrics").await.text.contains("sipstuff_queue_paused 1"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pause_holds_new_calls_back_through_a_restart_until_resume() {
-    let setup = Setup::local(2.0).await;
-    let operator = paused(&setup).await;
-    setup.end_of("running").await;
+    let before = Timestamp::now();
+    command(&setup, &["pause", "--for", "10m", "--reason", "the trunk is down"]).await;
+    shows_paused(&operator, true).await;
+    accepted(&operator, &request_of("held")).await;
+    assert_eq!(setup.end_of("running").await.status, Status::Succeeded);
 
     let operator = operator.restart().await;
-    says_that_it_is_paused(&operator).await;
+    shows_paused(&operator, true).await;
+    let state = queue(&operator).await;
+    let until: Timestamp = state["paused_until"].as_str().expect("a moment").parse().unwrap();
+    let lasts = until.duration_since(before).as_secs();
+    assert!((600..630).contains(&lasts), "{state}");
+    assert_eq!(state["pause_reason"], "the trunk is down");
     assert!(get_json(operator.base(), "/metrics").await.text.contains("sipstuff_queue_paused 1"));
-    assert_eq!(setup.events.statuses_of("held"), [Status::Queued]);
-    assert_eq!(setup.command(&["resume"]).await.code, Some(0));
-    assert_eq!(setup.events.final_of("held", PATIENCE).await.status, Status::Succeeded);
+    eventually("the held call is in the backlog, and not in progress", PATIENCE, async || {
+        let state = queue(&operator).await;
+        (&state["backlog"], &state["in_progress"]) == (&json!(1), &json!(0))
+    })
+    .await;
+    assert_eq!(setup.statuses("held").await, [Status::Queued]);
+    command(&setup, &["resume"]).await;
+    assert_eq!(setup.end_of("held").await.status, Status::Succeeded);
+    shows_paused(&operator, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_progress_are_taken_over_and_cancelled_while_dialling_is_paused() {
+    let setup = Setup::local(0.2).await;
+    let options = setup.options().env("MAX_ACTIVE_CALLS", 2);
+    let mut killed = Operator::start(options.clone().env("SIMULATE_SECONDS", 45)).await;
+    for id in ["goes-on", "cancelled"] {
+        setup.publish(&[], request_of(id).to_string()).await;
+        setup.becomes(id, Status::Running).await;
+    }
+    command(&setup, &["pause"]).await;
+    let waiting: Vec<String> = (0..50).map(|n| format!("waiting-{n}")).collect();
+    for id in &waiting {
+        setup.publish(&[], request_of(id).to_string()).await;
+    }
+    killed.kill9();
+
+    let operator = Operator::start(options).await;
+    shows_paused(&operator, true).await;
+    assert_eq!(delete(operator.base(), "/jobs/cancelled").await.json["status"], "cancelling");
+    assert_eq!(setup.end_of("cancelled").await.status, Status::Cancelled);
+    assert_eq!(setup.end_of("goes-on").await.status, Status::Succeeded);
+    assert_eq!(setup.calls_with("goes-on"), 1);
+    // Their places are taken by calls that wait, again and again, and no call is begun.
+    eventually("calls that wait were looked at", PATIENCE, async || {
+        let log = operator.log();
+        waiting[..2].iter().all(|id| log.lines().filter(|line| line.contains(id) && line.contains("Claim")).count() > 1)
+    })
+    .await;
+    for id in &waiting {
+        assert_eq!(setup.calls_with(id), 0, "{id}");
+    }
+    command(&setup, &["resume"]).await;
+    eventually("the first ones are dialled", SOON, async || setup.calls_with("waiting-0") == 1).await;
+    for id in &waiting {
+        assert_eq!(setup.end_of(id).await.status, Status::Succeeded);
+        assert_eq!(setup.calls_with(id), 1, "{id}");
+    }
+    setup.queue_empties().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_dialling_goes_on_while_dialling_is_paused() {
+    let setup = Setup::local(0.2).await;
+    command(&setup, &["pause"]).await;
+    let operator = setup.operator().await;
+    shows_paused(&operator, true).await;
+    setup.publish(&[], r#"{"id": "invalid", "dest": 1}"#).await;
+    for (id, field, moment) in [("late", "not_after", in_seconds(2)), ("later", "not_before", in_seconds(3600))] {
+        setup.publish(&[], with(request_of(id), json!({field: moment})).to_string()).await;
+    }
+    setup.publish(&[], request_of("unwanted").to_string()).await;
+    assert_eq!(setup.end_of("invalid").await.status, Status::Rejected);
+    assert_eq!(setup.end_of("late").await.status, Status::Expired);
+    setup.becomes("later", Status::Scheduled).await;
+    accepted(&operator, &request_of("unwanted")).await;
+    assert_eq!(delete(operator.base(), "/jobs/unwanted").await.json["status"], "cancelled");
+    eventually("the queue is empty", PATIENCE, async || queue_is_empty(&setup.js, "SIP_CALLS").await).await;
+    assert_eq!(setup.jobs().await, [""; 0]);
+}
+
+/// Whoever loses the bucket under running operators does not want calls to be dialled by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_outlasts_the_bucket_it_is_kept_in() {
+    let setup = Setup::local(0.2).await;
+    let operator = setup.operator().await;
+    command(&setup, &["pause"]).await;
+    shows_paused(&operator, true).await;
+    setup.js.delete_key_value("SIP_OPERATOR").await.unwrap();
+    let restored = async || match setup.js.get_key_value("SIP_OPERATOR").await {
+        Ok(bucket) => bucket.get("pause").await.is_ok_and(|value| value.is_some()),
+        Err(_) => false,
+    };
+    eventually("the key is there again", PATIENCE, restored).await;
+    accepted(&operator, &request_of("held")).await;
+    eventually("it was looked at", PATIENCE, async || operator.log().contains("Claim(1)")).await;
+    assert_eq!(setup.statuses("held").await, [Status::Queued]);
+    command(&setup, &["resume"]).await;
+    assert_eq!(setup.end_of("held").await.status, Status::Succeeded);
+    // The end of a pause outlasts it too: what is gone is not restored.
+    setup.js.delete_key_value("SIP_OPERATOR").await.unwrap();
+    eventually("the bucket is there again", PATIENCE, async || setup.js.get_key_value("SIP_OPERATOR").await.is_ok())
+        .await;
+    accepted(&operator, &request_of("after")).await;
+    assert_eq!(setup.end_of("after").await.status, Status::Succeeded);
+}
+
+/// Older versions paused the consumer on the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_an_older_version_has_set_stays_one() {
+    let setup = Setup::local(0.2).await;
+    drop(setup.operator().await);
+    let queue = setup.js.get_stream("SIP_CALLS").await.unwrap();
+    let until = Timestamp::now() + SignedDuration::from_hours(1);
+    let moment = async_nats::datetime::from_nanos(until.as_nanosecond()).unwrap();
+    assert!(queue.pause_consumer("dialler", moment).await.unwrap().paused);
+
+    let operator = setup.operator().await;
+    shows_paused(&operator, true).await;
+    accepted(&operator, &request_of("held")).await;
+    eventually("it was looked at", PATIENCE, async || operator.log().contains("Claim(1)")).await;
+    assert_eq!(setup.statuses("held").await, [Status::Queued]);
+    assert_eq!(self::queue(&operator).await["paused_until"], until.to_string());
+    command(&setup, &["resume"]).await;
+    assert_eq!(setup.end_of("held").await.status, Status::Succeeded);
 }

@@ -2,6 +2,9 @@
 
 mod chaos;
 mod crash;
+mod flood;
 mod lost;
 mod outages;
+mod power_loss;
+mod replicas;
 mod streams;

@@ -400,7 +400,7 @@ async fn a_caller_that_ignores_sigterm_is_killed() {
     let dir = Scratch::new("local-runner");
     let runner = open(dir.path()).await;
     let mut watcher = Watcher::of(&runner);
-    let order = sh("deaf", "trap '' TERM; while :; do sleep 0.1; done");
+    let order = sh("deaf", "trap '' INT; while :; do sleep 0.1; done");
     runner.start(&order).await.unwrap();
     watcher.until(order.name(), runs).await;
     let since = Instant::now();

@@ -15,6 +15,8 @@ use sipstuff_operator::commands::manifest::{JobFlags, to_json, to_yaml};
 use sipstuff_operator::job::manifest::parse_template;
 use sipstuff_operator::job::{JobDefaults, JobOrder};
 
+use crate::support::job_defaults;
+
 /// One `.json` file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +45,7 @@ struct Configuration {
     node_selector: BTreeMap<String, String>,
     job_start_seconds: u32,
     job_deadline_margin_seconds: u32,
+    job_hang_up_command: Option<Vec<String>>,
     job_template_file: Option<Value>,
 }
 
@@ -65,6 +68,7 @@ impl Default for Configuration {
             node_selector: BTreeMap::new(),
             job_start_seconds: 600,
             job_deadline_margin_seconds: 600,
+            job_hang_up_command: job_defaults().hang_up,
             job_template_file: None,
         }
     }
@@ -87,6 +91,7 @@ impl From<Configuration> for JobDefaults {
             fs_group: configuration.fs_group,
             node_selector: configuration.node_selector,
             start_seconds: configuration.job_start_seconds,
+            hang_up: configuration.job_hang_up_command,
             deadline_margin: configuration.job_deadline_margin_seconds,
             template: configuration.job_template_file.map(|template| parse_template(&template.to_string()).unwrap()),
         }
@@ -114,7 +119,7 @@ fn cases() -> BTreeMap<String, Value> {
 /// What `dumpjob` makes of a case, whose name is the call's id unless the request has one.
 fn order(name: &str, case: &Value) -> JobOrder {
     let case: Case = serde_json::from_value(case.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut parsed = validate::parse(Value::Object(case.request).to_string().as_bytes())
+    let mut parsed = validate::parse(Value::Object(case.request).to_string().as_bytes(), jiff::Timestamp::now())
         .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
     parsed.id.get_or_insert(CallId::parse(name).unwrap());
     JobFlags::default().order(parsed, &case.configuration.into())
@@ -170,5 +175,5 @@ fn every_field_and_every_setting_has_a_case() {
     let fields: BTreeSet<_> = FIELDS.iter().map(|(field, _)| (*field).to_owned()).collect();
     assert_eq!(of("request"), fields);
     // A key that is none of the settings would not be read by `Configuration`.
-    assert_eq!(of("configuration").len(), 16, "{:?}", of("configuration"));
+    assert_eq!(of("configuration").len(), 17, "{:?}", of("configuration"));
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`setup`] | the fixture of most tests: a queue, a place where calls run, a listener |
 //! | [`nats`] | a nats-server with JetStream, which can be killed and started again |
+//! | [`nats_cluster`] | three of them that keep three copies of each stream |
 //! | [`control_plane`] | etcd, kube-apiserver and kube-controller-manager; a namespace for each test |
 //! | [`node`] | stands in for the kubelet: runs the pods of a namespace as processes |
 //! | [`operator`] | the operator's own binary, as a process |
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod control_plane;
 pub mod http;
 pub mod nats;
+pub mod nats_cluster;
 pub mod node;
 pub mod operator;
 pub mod process;
@@ -40,6 +42,7 @@ use sipstuff_operator::job::JobDefaults;
 pub use self::http::{delete, get_json, post_call};
 pub use control_plane::{ControlPlane, Namespace};
 pub use nats::{NatsOptions, NatsServer};
+pub use nats_cluster::NatsCluster;
 pub use node::{NodeOptions, TestNode};
 pub use operator::{Operator, OperatorOptions};
 pub use proxy::Proxy;

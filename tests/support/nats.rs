@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::process::{Process, Scratch, free_port, tool};
 
@@ -16,6 +17,12 @@ pub struct NatsOptions {
     pub max_payload: Option<u32>,
     /// More lines for its configuration file.
     pub config: String,
+    /// More lines for the `jetstream` block of it.
+    pub jetstream: String,
+    /// Whether it goes without JetStream.
+    pub without_jetstream: bool,
+    /// Where its store is; by default in a folder that goes with it.
+    pub store: Option<PathBuf>,
 }
 
 /// A running server; its store goes with it.
@@ -58,6 +65,17 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// `http://127.0.0.1:PORT` of its monitoring port, another one after a restart.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn monitoring_url(&self) -> String {
+        let pid = self.pid().expect("it runs");
+        let ports = std::fs::read(self.folder.join(format!("nats-server_{pid}.ports"))).expect("its file of ports");
+        let ports: serde_json::Value = serde_json::from_slice(&ports).expect("JSON");
+        ports["monitoring"][0].as_str().expect("an address").to_owned()
+    }
+
     /// Its port, the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
@@ -87,6 +105,30 @@ impl NatsServer {
     pub fn kill(&self) {
         if let Some(process) = self.lock().as_mut() {
             process.kill9();
+        }
+    }
+
+    /// Sends it a signal, such as SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = self.lock().as_mut() {
+            process.signal(signal);
+        }
+    }
+
+    /// Publishes a header block as it is, which no client library would do.
+    ///
+    /// # Panics
+    /// When the server does not take it.
+    pub async fn publish_raw(&self, subject: &str, headers: &[u8], body: &[u8]) {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.expect("a connection");
+        let mut bytes = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+        bytes.extend(format!("HPUB {subject} {} {}\r\n", headers.len(), headers.len() + body.len()).bytes());
+        bytes.extend([headers, body, b"\r\nPING\r\n"].concat());
+        stream.write_all(&bytes).await.expect("the server reads");
+        let mut answer = Vec::new();
+        while !answer.windows(6).any(|window| window == b"PONG\r\n") {
+            let read = stream.read_buf(&mut answer).await.expect("the server answers");
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
         }
     }
 
@@ -138,10 +180,12 @@ impl NatsServer {
 
 fn write_config(folder: &Scratch, port: u16, options: &NatsOptions) {
     let max_payload = options.max_payload.map(|bytes| format!("max_payload: {bytes}\n")).unwrap_or_default();
+    let store = options.store.clone().unwrap_or_else(|| folder.join("store"));
+    let jetstream = format!("jetstream {{\nstore_dir: {store:?}\n{}\n}}", options.jetstream);
+    let jetstream = if options.without_jetstream { "" } else { &jetstream };
     let config = format!(
-        "listen: \"127.0.0.1:{port}\"\nports_file_dir: {:?}\njetstream {{ store_dir: {:?} }}\n{max_payload}{}\n",
+        "listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {:?}\n{jetstream}\n{max_payload}{}\n",
         folder.path(),
-        folder.join("store"),
         options.config
     );
     std::fs::write(folder.join("nats.conf"), config).expect("a file in a folder just made");

@@ -3,7 +3,8 @@
 //!
 //! What it does as the kubelet does: binds the pod, so that its deletion is graceful; resolves `secretKeyRef` and waits
 //! for a Secret that is missing; expands `$(NAME)` and `$$`; reports Running, then the exit code with the
-//! end of the log as termination message; ends a deleted pod by SIGTERM, by SIGKILL after its grace, and then removes it; goes on
+//! end of the log as termination message; ends a deleted pod by its `preStop` (which
+//! stands for SIGINT), by SIGKILL after its grace since process 1 of a container ignores SIGTERM, and then removes it; goes on
 //! through an outage of the API server, while the processes run. What it does not: images, volumes, security contexts, probes,
 //! restarts; more than one container; init containers, which it reports as completed without running them (their `chown` would
 //! need root and has no volume to work on); the pod's log through the API server ([`TestNode::log_of`] has it).
@@ -93,6 +94,17 @@ pub struct Start {
     pub env: BTreeMap<String, String>,
 }
 
+/// A pod's status as the API server took it.
+#[derive(Debug, Clone)]
+pub struct Reported {
+    /// The Job that the pod belongs to.
+    pub job: String,
+    /// The pod's phase.
+    pub phase: String,
+    /// When the API server had answered.
+    pub at: Timestamp,
+}
+
 /// A running node. Its containers are killed with it; their pods stay as they were last reported, as when a machine is lost.
 #[derive(Debug)]
 pub struct TestNode {
@@ -105,6 +117,7 @@ struct Node {
     name: String,
     options: NodeOptions,
     starts: Mutex<Vec<Start>>,
+    reports: Mutex<Vec<Reported>>,
     running: Mutex<Running>,
     crashes: watch::Sender<HashSet<String>>,
     folder: Scratch,
@@ -124,8 +137,8 @@ impl TestNode {
         let name = format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = Scratch::new("node");
         install_python(&folder);
-        let (starts, running, crashes) = Default::default();
-        let node = Arc::new(Node { name, options, starts, running, crashes, folder });
+        let (starts, reports, running, crashes) = Default::default();
+        let node = Arc::new(Node { name, options, starts, reports, running, crashes, folder });
         let task = tokio::spawn(serve(Arc::clone(&node), client, namespace.to_owned()));
         Self { node, task }
     }
@@ -148,6 +161,17 @@ impl TestNode {
     /// How many containers were started.
     pub fn start_count(&self) -> usize {
         self.node.starts.lock().expect("no panic while the lock is held").len()
+    }
+
+    /// Every status of a pod that the API server took, in order.
+    pub fn reports(&self) -> Vec<Reported> {
+        self.node.reports.lock().expect("no panic while the lock is held").clone()
+    }
+
+    /// How many pods have ended and were reported so.
+    pub fn ended_count(&self) -> usize {
+        let reports = self.node.reports.lock().expect("no panic while the lock is held");
+        reports.iter().filter(|report| matches!(report.phase.as_str(), "Succeeded" | "Failed")).count()
     }
 
     /// How many containers run now.
@@ -196,6 +220,12 @@ impl Node {
         starts.push(start);
         let mut file = std::fs::File::options().create(true).append(true).open(self.folder.join("starts.jsonl"));
         let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
+    }
+
+    fn note_report(&self, job: &str, status: &Value) {
+        let phase = status["phase"].as_str().unwrap_or_default().to_owned();
+        let report = Reported { job: job.to_owned(), phase, at: Timestamp::now() };
+        self.reports.lock().expect("no panic while the lock is held").push(report);
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
@@ -505,8 +535,8 @@ impl PodTask {
         let _counted = self.node.count();
         let status = tokio::select! {
             status = running.child.wait() => status,
-            grace = self.deletion() => running.end(grace).await,
-            () = self.crash() => running.end(Duration::ZERO).await,
+            grace = self.deletion() => running.end(hangs_up(container), grace).await,
+            () = self.crash() => running.end(false, Duration::ZERO).await,
         };
         let status = status.expect("it is our child");
         // The signal is lost where a shell stands between, which then exits with 128 + signal itself.
@@ -542,10 +572,10 @@ impl PodTask {
 
     /// Patches the status until the API server takes it, or the pod is gone.
     async fn report(&self, status: Value) {
-        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": status}));
+        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": &status}));
         loop {
             match self.pods.patch_status(&self.name, &PatchParams::default(), &patch).await {
-                Ok(_) => return,
+                Ok(_) => return self.node.note_report(&self.job, &status),
                 Err(kube::Error::Api(status)) if status.code == 404 => return,
                 // Another pod of the same name; ours is gone.
                 Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains("UID") => return,
@@ -590,6 +620,11 @@ impl PodTask {
     }
 }
 
+/// Whether the container has a command that makes it hang up before it is stopped.
+fn hangs_up(container: &Container) -> bool {
+    container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
+}
+
 /// A container's process, killed with its group when its task is.
 struct Child {
     child: tokio::process::Child,
@@ -598,8 +633,10 @@ struct Child {
 }
 
 impl Child {
-    async fn end(&mut self, grace: Duration) -> std::io::Result<ExitStatus> {
-        signal_group(self.pid, Signal::SIGTERM);
+    async fn end(&mut self, hangs_up: bool, grace: Duration) -> std::io::Result<ExitStatus> {
+        if hangs_up {
+            signal_group(self.pid, Signal::SIGINT);
+        }
         if let Ok(status) = tokio::time::timeout(grace, self.child.wait()).await {
             return status;
         }

@@ -15,6 +15,8 @@ use super::process::{Process, Scratch};
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sipstuff-operator");
 /// What the operator logs when it listens, before its address.
 const LISTENING: &str = "listening on http://";
+/// The same for probes and metrics.
+const ADMIN: &str = "probes and metrics on http://";
 /// How long it may take to listen, and to be ready.
 const START: Duration = Duration::from_secs(30);
 
@@ -102,7 +104,7 @@ impl OperatorOptions {
             .current_dir(home)
             .env("HOME", home)
             .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("HOST", "127.0.0.1").env("PORT", "0").env("NATS_URL", &self.nats_url);
+        command.env("HOST", "127.0.0.1").env("PORT", "0").env("ADMIN_PORT", "0").env("NATS_URL", &self.nats_url);
         command.env("RUST_LOG", "info,sipstuff_operator=debug,sipstuff_operator::http=info").env("RUST_BACKTRACE", "1");
         match &self.runner {
             Runner::Local { state_dir, caller } => {
@@ -181,6 +183,14 @@ impl Operator {
     /// `http://127.0.0.1:PORT`.
     pub fn base(&self) -> &str {
         &self.base
+    }
+
+    /// The same of the listener for probes and metrics.
+    ///
+    /// # Panics
+    /// When it has not said where that is.
+    pub fn admin(&self) -> String {
+        address_after(&self.log(), ADMIN).expect("it logs both addresses before it is ready")
     }
 
     /// Its process number.
@@ -281,11 +291,7 @@ impl Operator {
         let begin = Instant::now();
         loop {
             let log = self.log();
-            let address = log.split_once(LISTENING).and_then(|(_, rest)| {
-                let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))?;
-                Some(format!("http://{}", &rest[..end]))
-            });
-            if let Some(address) = address {
+            if let Some(address) = address_after(&log, LISTENING) {
                 return address;
             }
             self.must_go_on(begin, &format!("does not say `{LISTENING}…`"));
@@ -300,4 +306,11 @@ impl Operator {
         }
         assert!(begin.elapsed() < START, "after {START:?} the operator {problem}");
     }
+}
+
+/// The address that a log names after these words.
+fn address_after(log: &str, words: &str) -> Option<String> {
+    let (_, rest) = log.split_once(words)?;
+    let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))?;
+    Some(format!("http://{}", &rest[..end]))
 }

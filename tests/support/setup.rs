@@ -62,8 +62,16 @@ impl Setup {
         Self::at(Place::Local(Scratch::new("local")), seconds).await
     }
 
+    /// The same with a nats-server of its own kind.
+    pub async fn local_with(nats: NatsServer, seconds: f32) -> Self {
+        Self::with(nats, Place::Local(Scratch::new("local")), seconds).await
+    }
+
     async fn at(place: Place, seconds: f32) -> Self {
-        let nats = NatsServer::start().await;
+        Self::with(NatsServer::start().await, place, seconds).await
+    }
+
+    async fn with(nats: NatsServer, place: Place, seconds: f32) -> Self {
         let client = nats.client().await;
         let events = StatusListener::subscribe(&client, "sip.status").await;
         let js = jetstream::new(client.clone());

@@ -41,9 +41,8 @@ impl StatusListener {
         let into = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             while let Some(message) = messages.next().await {
-                let event = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
-                    panic!("no status event: {error}: {}", String::from_utf8_lossy(&message.payload))
-                });
+                // Some tests publish records that nobody can read.
+                let Ok(event) = serde_json::from_slice(&message.payload) else { continue };
                 let headers = message.headers.unwrap_or_default();
                 let mut heard = into.lock().expect("no panic while the lock is held");
                 heard.push(Heard { subject: message.subject.to_string(), headers, event });

@@ -1,31 +1,45 @@
 //! The table of the request's fields and what each accepts: the validator, its messages and the JSON Schema are all read
 //! from here, so that they cannot disagree.
 
+use jiff::SignedDuration;
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::super::id::MAX_ID_BYTES;
+use super::super::id::MAX_ID;
 use super::super::{OnUnknown, Outcome};
 use super::names;
 
-/// Longest string, in bytes: Linux refuses a program argument or an environment entry of 131,072 bytes or more
-/// (`MAX_ARG_STRLEN`, with the closing NUL); the rest is room for the flag or the variable's name.
-pub const MAX_STRING_BYTES: usize = 131_000;
+/// Longest `text`, in characters: about ten minutes of speech. Every length here is counted in characters, as JSON Schema does,
+/// and in bytes stays far below what Linux takes as one program argument (131,072, `MAX_ARG_STRLEN`).
+pub const MAX_TEXT: usize = 10_000;
+/// Longest destination, user, host, language or model.
+const MAX_NAME: usize = 256;
+/// Longest path: Linux's `PATH_MAX` without the closing NUL.
+const MAX_PATH: usize = 4095;
+/// Longest list of servers.
+const MAX_LIST: usize = 1024;
+/// Longest password, which may be a token.
+pub const MAX_PASSWORD: usize = 1024;
+/// How far ahead a moment may be: a year. Nobody plans a call further ahead, and in the year 2262 timers overflow.
+pub const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(366 * 24);
 /// Most entries of `metadata`: it is repeated in every status event.
 pub const MAX_METADATA_ENTRIES: usize = 16;
-/// Longest key of `metadata`, in bytes.
-pub const MAX_METADATA_KEY_BYTES: usize = 64;
-/// Longest value of `metadata`, in bytes.
-pub const MAX_METADATA_VALUE_BYTES: usize = 256;
+/// Longest key of `metadata`.
+pub const MAX_METADATA_KEY: usize = 64;
+/// Longest value of `metadata`.
+pub const MAX_METADATA_VALUE: usize = 256;
 
 /// What a field accepts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rule {
     /// A call id.
     Id,
-    /// A string that becomes a program argument or an environment entry; the text says what it is.
-    Text(&'static str),
-    /// Like [`Rule::Text`], and never quoted.
+    /// What is spoken: a string of several lines. Text to speech reads line breaks and tabs as pauses, so these two control
+    /// characters are allowed.
+    Speech,
+    /// A string of one line that becomes a program argument or an environment entry: what it is, and its longest length.
+    Line(&'static str, usize),
+    /// A line that is never quoted.
     Password,
     /// A whole number from … to ….
     Integer(u64, u64),
@@ -43,50 +57,51 @@ pub enum Rule {
     NodeSelector,
     /// A small map of strings.
     Metadata,
-    /// An RFC 3339 date and time with offset.
+    /// An RFC 3339 date and time with offset, at most [`MAX_AHEAD`] from now.
     Moment,
     /// A list of outcomes that may be redialled.
     Outcomes,
 }
 
+const WAV: &str = "the path of a WAV file";
 const TRANSPORTS: Rule = Rule::OneOf(&["udp", "tcp", "tls"]);
 
 /// Every field of a request. An `f64` range is in seconds.
 pub const FIELDS: [(&str, Rule); 44] = [
     ("id", Rule::Id),
-    ("dest", Rule::Text("a phone number or SIP URI")),
-    ("text", Rule::Text("the text to speak")),
-    ("wav", Rule::Text("the path of a WAV file")),
+    ("dest", Rule::Line("a phone number or SIP URI", MAX_NAME)),
+    ("text", Rule::Speech),
+    ("wav", Rule::Line(WAV, MAX_PATH)),
     ("timeout", Rule::Integer(1, 600)),
     ("pre_delay", Rule::Number(0.0, 30.0)),
     ("inter_delay", Rule::Number(0.0, 30.0)),
     ("post_delay", Rule::Number(0.0, 30.0)),
     ("wait_for_silence", Rule::Number(0.0, 30.0)),
     ("repeat", Rule::Integer(1, 100)),
-    ("tts_model", Rule::Text("the name of a Piper model")),
+    ("tts_model", Rule::Line("the name of a Piper model", MAX_NAME)),
     ("tts_sample_rate", Rule::Integer(0, 48_000)),
-    ("tts_data_dir", Rule::Text("the path of a folder")),
-    ("stt_model", Rule::Text("the name of a Whisper model")),
-    ("stt_language", Rule::Text("a language, such as \"de\"")),
-    ("stt_data_dir", Rule::Text("the path of a folder")),
-    ("record", Rule::Text("the path of the recording")),
+    ("tts_data_dir", Rule::Line("the path of a folder", MAX_PATH)),
+    ("stt_model", Rule::Line("the name of a Whisper model", MAX_NAME)),
+    ("stt_language", Rule::Line("a language, such as \"de\"", MAX_NAME)),
+    ("stt_data_dir", Rule::Line("the path of a folder", MAX_PATH)),
+    ("record", Rule::Line("the path of the recording", MAX_PATH)),
     ("transcribe", Rule::Flag),
     ("verbose", Rule::Flag),
-    ("sip_server", Rule::Text("a host name or address")),
+    ("sip_server", Rule::Line("a host name or address", MAX_NAME)),
     ("sip_port", Rule::Integer(1, 65_535)),
-    ("sip_user", Rule::Text("a user name")),
+    ("sip_user", Rule::Line("a user name", MAX_NAME)),
     ("sip_password", Rule::Password),
     ("sip_transport", TRANSPORTS),
     ("sip_srtp", Rule::OneOf(&["disabled", "optional", "mandatory"])),
     ("sip_tls_verify", Rule::Flag),
-    ("stun_servers", Rule::Text("servers as host:port, separated by commas")),
+    ("stun_servers", Rule::Line("servers as host:port, separated by commas", MAX_LIST)),
     ("ice_enabled", Rule::Flag),
-    ("turn_server", Rule::Text("a server as host:port")),
-    ("turn_username", Rule::Text("a user name")),
+    ("turn_server", Rule::Line("a server as host:port", MAX_NAME)),
+    ("turn_username", Rule::Line("a user name", MAX_NAME)),
     ("turn_password", Rule::Password),
     ("turn_transport", TRANSPORTS),
     ("keepalive_sec", Rule::Integer(0, 600)),
-    ("public_address", Rule::Text("a host name or address")),
+    ("public_address", Rule::Line("a host name or address", MAX_NAME)),
     ("node_selector", Rule::NodeSelector),
     ("batch", Rule::LabelValue),
     ("metadata", Rule::Metadata),
@@ -103,9 +118,10 @@ impl Rule {
     /// What is accepted, to end an error with.
     pub fn accepted(self) -> String {
         match self {
-            Rule::Id => format!("a string of 1 to {MAX_ID_BYTES} bytes without control characters"),
-            Rule::Text(what) => format!("a string that is not empty: {what}"),
-            Rule::Password => "a string that is not empty".to_owned(),
+            Rule::Id => format!("1 to {MAX_ID} characters without control characters"),
+            Rule::Speech => format!("1 to {MAX_TEXT} characters, with \\n and \\t as the only control characters"),
+            Rule::Line(what, most) => format!("{what}: 1 to {most} characters without control characters"),
+            Rule::Password => format!("1 to {MAX_PASSWORD} characters without control characters"),
             Rule::Integer(least, most) => format!("a whole number from {least} to {most}"),
             Rule::Number(least, most) => format!("a number from {least} to {most}"),
             Rule::Flag => "true or false".to_owned(),
@@ -114,20 +130,21 @@ impl Rule {
             Rule::SecretName => names::SUBDOMAIN_IS.to_owned(),
             Rule::NodeSelector => "an object of Kubernetes label keys and values".to_owned(),
             Rule::Metadata => format!("an object of at most {MAX_METADATA_ENTRIES} strings"),
-            Rule::Moment => "a date and time with offset (RFC 3339), such as \"2030-01-31T09:00:00+01:00\"".to_owned(),
+            Rule::Moment => "a date and time with offset (RFC 3339), such as \"2027-01-31T09:00:00+01:00\"".to_owned(),
             Rule::Outcomes => format!("a list of any of {}", quoted(&redialled())),
         }
     }
 
-    /// What is accepted, as far as JSON Schema can say it: bytes are counted as characters there, and a day that the calendar
-    /// does not have goes unseen.
+    /// What is accepted, as far as JSON Schema can say it: it knows neither the calendar nor the present moment.
     fn keywords(self) -> Value {
-        let no_nul = r"^[^\x00]*$";
         match self {
-            Rule::Id => json!({"minLength": 1, "maxLength": MAX_ID_BYTES, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$"}),
-            Rule::Text(_) => json!({"minLength": 1, "maxLength": MAX_STRING_BYTES, "pattern": no_nul}),
+            Rule::Id => json!({"minLength": 1, "maxLength": MAX_ID, "pattern": LINE_PATTERN}),
+            // An empty `text` or `wav` is absent.
+            Rule::Speech => json!({"maxLength": MAX_TEXT, "pattern": SPEECH_PATTERN}),
+            Rule::Line(WAV, most) => json!({"maxLength": most, "pattern": LINE_PATTERN}),
+            Rule::Line(_, most) => json!({"minLength": 1, "maxLength": most, "pattern": LINE_PATTERN}),
             Rule::Password => {
-                json!({"minLength": 1, "maxLength": MAX_STRING_BYTES, "pattern": no_nul, "format": "password", "writeOnly": true})
+                json!({"minLength": 1, "maxLength": MAX_PASSWORD, "pattern": LINE_PATTERN, "format": "password", "writeOnly": true})
             }
             Rule::Integer(least, most) => json!({"minimum": least, "maximum": most}),
             Rule::Number(least, most) => json!({"minimum": least, "maximum": most}),
@@ -141,14 +158,19 @@ impl Rule {
             }),
             Rule::Metadata => json!({
                 "maxProperties": MAX_METADATA_ENTRIES,
-                "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_KEY_BYTES, "pattern": no_nul},
-                "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE_BYTES, "pattern": no_nul},
+                "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_KEY, "pattern": LINE_PATTERN},
+                "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE, "pattern": LINE_PATTERN},
             }),
             Rule::Moment => json!({"pattern": MOMENT_PATTERN}),
             Rule::Outcomes => json!({"items": {"type": "string", "enum": redialled()}}),
         }
     }
 }
+
+/// Without control characters (Unicode's category Cc).
+const LINE_PATTERN: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
+/// The same, but for line breaks and tabs.
+const SPEECH_PATTERN: &str = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$";
 
 /// RFC 3339, section 5.6, with the ranges of its `date-time` production.
 const MOMENT_PATTERN: &str = concat!(
@@ -182,7 +204,7 @@ pub fn state_rules(schema: &mut Schema) {
         dest.insert("type".to_owned(), json!("string"));
     }
     schema.insert("required".to_owned(), json!(["dest"]));
-    schema.insert("oneOf".to_owned(), json!([given("text"), given("wav")]));
+    schema.insert("oneOf".to_owned(), json!([not_empty("text"), not_empty("wav")]));
     schema.insert("if".to_owned(), json!({"required": ["transcribe"], "properties": {"transcribe": {"const": true}}}));
     schema.insert("then".to_owned(), given("record"));
 }
@@ -190,6 +212,11 @@ pub fn state_rules(schema: &mut Schema) {
 /// That a field is there: `null` is absent.
 fn given(name: &str) -> Value {
     json!({"required": [name], "properties": {name: {"not": {"type": "null"}}}})
+}
+
+/// That a field is there and says something.
+fn not_empty(name: &str) -> Value {
+    json!({"required": [name], "properties": {name: {"type": "string", "minLength": 1}}})
 }
 
 fn state_rule(property: &mut Map<String, Value>, rule: Rule) {

@@ -1,7 +1,9 @@
 //! From a request to a [`CallSpec`]: the only way to one, and it reports every problem at once.
 //!
-//! [`fields`] is the table of what each field accepts, `rules` judges one value, here is the way between them and the rules that concern more than one field.
+//! `decode` reads the JSON, [`fields`] is the table of what each field accepts, `rules` judges one value; here are the way between
+//! them and the rules that concern more than one field.
 
+mod decode;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -10,9 +12,11 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{CallId, CallRequest, CallSpec};
+use decode::{Decoded, decode};
 use fields::FIELDS;
 
 /// Most errors that are listed: a body of a megabyte could have a hundred thousand of them.
@@ -65,53 +69,41 @@ fn list(errors: &[FieldError]) -> String {
     errors.iter().map(|error| format!("{}: {}", name(&error.field), error.message)).collect::<Vec<_>>().join("; ")
 }
 
-/// Reads and judges a request.
+/// Reads and judges a request. `now` is only used to refuse moments that are too far ahead, so what is accepted once is accepted
+/// at every later time.
 ///
 /// # Errors
 /// [`Refusal`] with every problem there is.
-pub fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
-    let fields = decode(body)?;
-    let id = fields.get("id").and_then(Value::as_str).and_then(|id| CallId::parse(id).ok());
-    match judge(&fields) {
+pub fn parse(body: &[u8], now: Timestamp) -> Result<Parsed, Refusal> {
+    let Decoded { fields, repeated } = decode(body)?;
+    // Of two ids neither is the call's.
+    let id = fields.get("id").filter(|_| repeated.iter().all(|error| error.field != "id"));
+    let id = id.and_then(Value::as_str).and_then(|id| CallId::parse(id).ok());
+    match judge(&fields, repeated, now) {
         Ok(spec) => Ok(Parsed { id, spec }),
         Err(errors) => Err(Refusal::Invalid { id, errors: cut(errors) }),
     }
 }
 
-/// The fields that are given: `null` is absent, unless the field is unknown. A byte order mark is skipped, as RFC 8259 (section 8.1) allows.
-fn decode(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    // serde_json's syntax errors name the position and what was expected there, never the text itself.
-    match serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))? {
-        Value::Object(mut given) => {
-            given.retain(|name, value| !value.is_null() || fields::rule(name).is_none());
-            Ok(given)
-        }
-        other => {
-            let message = format!("is {}; accepted: a JSON object with the fields of a call", rules::article(&other));
-            Err(Refusal::Invalid { id: None, errors: vec![FieldError::new("", message)] })
-        }
-    }
-}
-
-fn judge(fields: &Map<String, Value>) -> Result<CallSpec, Vec<FieldError>> {
-    let (checked, mut errors) = check_each(fields);
+fn judge(fields: &Map<String, Value>, repeated: Vec<FieldError>, now: Timestamp) -> Result<CallSpec, Vec<FieldError>> {
+    let (checked, problems) = check_each(fields, now);
+    let mut errors = [repeated, problems].concat();
     errors.extend(check_together(fields, &checked));
     errors.extend(fields.keys().filter_map(|name| unknown(name)));
     if !errors.is_empty() {
         return Err(errors);
     }
     // Not quoted: what serde says of a value could hold a password.
-    let undecodable = |_| vec![FieldError::new("", "cannot be decoded, although every field by itself is good")];
+    let undecodable = |_| vec![FieldError::new("", "cannot be decoded, although every field by itself is valid")];
     let request: CallRequest = serde_json::from_value(Value::Object(checked)).map_err(undecodable)?;
     CallSpec::from_checked(request).ok_or_else(|| vec![FieldError::new("", "has no `dest`, or nothing to play")])
 }
 
-/// Every known field by itself: the good ones as the wire model decodes them, and what is wrong with the others.
-fn check_each(fields: &Map<String, Value>) -> (Map<String, Value>, Vec<FieldError>) {
+/// Every known field by itself: the valid ones as the wire model decodes them, and the errors of the others.
+fn check_each(fields: &Map<String, Value>, now: Timestamp) -> (Map<String, Value>, Vec<FieldError>) {
     let (mut checked, mut errors) = (Map::new(), Vec::new());
     for (name, rule) in FIELDS {
-        match fields.get(name).map(|value| rules::check(rule, value)) {
+        match fields.get(name).map(|value| rules::check(rule, value, now)) {
             None => {}
             Some(Ok(value)) => _ = checked.insert(name.to_owned(), value),
             Some(Err(problems)) => errors.extend(problems.into_iter().map(|problem| FieldError::new(name, problem))),
@@ -125,11 +117,11 @@ fn check_together(given: &Map<String, Value>, checked: &Map<String, Value>) -> V
     let has = |name: &str| given.contains_key(name);
     let mut errors = Vec::new();
     if !has("dest") {
-        errors.push(FieldError::new("dest", "missing; required: a phone number or SIP URI"));
+        errors.push(FieldError::new("dest", "missing; pass a phone number or SIP URI"));
     }
     if has("text") == has("wav") {
-        let (field, problem) = if has("text") { ("wav", "given beside `text`") } else { ("text", "missing") };
-        errors.push(FieldError::new(field, format!("{problem}; required: exactly one of `text` and `wav`")));
+        let (field, problem) = if has("text") { ("wav", "given beside `text`") } else { ("text", "missing or empty") };
+        errors.push(FieldError::new(field, format!("{problem}; pass exactly one of `text` and `wav`")));
     }
     if checked.get("transcribe") == Some(&Value::Bool(true)) && !has("record") {
         errors.push(FieldError::new("transcribe", "needs a recording; give `record` too, or leave `transcribe` out"));
@@ -141,7 +133,7 @@ fn check_together(given: &Map<String, Value>, checked: &Map<String, Value>) -> V
 }
 
 fn window_is_open(checked: &Map<String, Value>) -> bool {
-    let moment = |name| checked.get(name).and_then(Value::as_str).and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let moment = |name| checked.get(name).and_then(Value::as_str).and_then(|text| text.parse::<Timestamp>().ok());
     match (moment("not_before"), moment("not_after")) {
         (Some(not_before), Some(not_after)) => not_before < not_after,
         _ => true,
@@ -154,7 +146,7 @@ fn unknown(name: &str) -> Option<FieldError> {
     }
     let message = match similar(name) {
         Some(meant) => format!("unknown field; did you mean `{meant}`?"),
-        None => "unknown field; the accepted ones are in the schema `call-request.schema.json`".to_owned(),
+        None => "unknown field; the schema `call-request.schema.json` lists those that exist".to_owned(),
     };
     Some(FieldError::new(&rules::shorten(name), message))
 }

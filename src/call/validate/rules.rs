@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::{CallId, Outcome};
 use super::fields::{
-    MAX_METADATA_ENTRIES, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES, MAX_STRING_BYTES, Rule, redialled,
+    MAX_AHEAD, MAX_METADATA_ENTRIES, MAX_METADATA_KEY, MAX_METADATA_VALUE, MAX_PASSWORD, MAX_TEXT, Rule, redialled,
 };
 use super::names;
 
@@ -13,10 +13,11 @@ use super::names;
 const MAX_SHOWN: usize = 60;
 
 /// The value as the wire model decodes it (`60.0` for a whole number becomes `60`), or its problems, at least one.
-pub(super) fn check(rule: Rule, value: &Value) -> Result<Value, Vec<String>> {
+pub(super) fn check(rule: Rule, value: &Value, now: Timestamp) -> Result<Value, Vec<String>> {
     let judged = match rule {
         Rule::Id => check_id(rule, value),
-        Rule::Text(_) => string(rule, value).and_then(as_argument),
+        Rule::Speech => string(rule, value).and_then(|text| bounded(text, MAX_TEXT, is_speech)),
+        Rule::Line(_, most) => string(rule, value).and_then(|text| line(text, most)),
         Rule::Password => password(rule, value),
         Rule::Integer(least, most) => integer(rule, value, least, most),
         Rule::Number(least, most) => number(rule, value, least, most),
@@ -24,7 +25,7 @@ pub(super) fn check(rule: Rule, value: &Value) -> Result<Value, Vec<String>> {
         Rule::OneOf(words) => matching(rule, value, |text| words.contains(&text)),
         Rule::LabelValue => matching(rule, value, |text| !text.is_empty() && names::is_label_value(text)),
         Rule::SecretName => matching(rule, value, names::is_subdomain),
-        Rule::Moment => moment(rule, value),
+        Rule::Moment => moment(rule, value, now),
         Rule::NodeSelector => return entries(rule, value, selector_problem),
         Rule::Metadata => return metadata(rule, value),
         Rule::Outcomes => return outcomes(rule, value),
@@ -39,24 +40,40 @@ fn check_id(rule: Rule, value: &Value) -> Result<Value, String> {
 
 fn password(rule: Rule, value: &Value) -> Result<Value, String> {
     match value {
-        Value::String(text) => as_argument(text),
-        other => Err(format!("{}; accepted: {}", kind(other), rule.accepted())),
+        Value::String(text) => line(text, MAX_PASSWORD),
+        other => Err(format!("{}; pass {}", kind(other), rule.accepted())),
     }
 }
 
-/// What the kernel takes as a program argument or environment entry, and means something.
-fn as_argument(text: &str) -> Result<Value, String> {
-    match text.len() {
-        0 => Err("empty; give a value, or leave the field out".to_owned()),
-        _ if text.contains('\0') => Err("has a NUL character, which no program argument can have".to_owned()),
-        1..=MAX_STRING_BYTES => Ok(json!(text)),
-        more => Err(format!("has {more} bytes; accepted: at most {MAX_STRING_BYTES}")),
+fn line(text: &str, most: usize) -> Result<Value, String> {
+    bounded(text, most, |_| false)
+}
+
+/// A text that is not empty, not too long, and has no control characters but those that are allowed.
+fn bounded(text: &str, most: usize, is_allowed: impl Fn(char) -> bool) -> Result<Value, String> {
+    if text.is_empty() {
+        return Err("is empty; give a value, or leave the field out".to_owned());
     }
+    problem_of(text, most, is_allowed).map_or_else(|| Ok(json!(text)), Err)
+}
+
+fn is_speech(character: char) -> bool {
+    matches!(character, '\n' | '\t')
+}
+
+fn problem_of(text: &str, most: usize, is_allowed: impl Fn(char) -> bool) -> Option<String> {
+    let length = text.chars().count();
+    if length > most {
+        return Some(format!("has {length} characters; pass at most {most}"));
+    }
+    let control = text.chars().find(|character| character.is_control() && !is_allowed(*character))?;
+    let hint = if control == '\r' && is_allowed('\n') { " (a line break is \\n alone)" } else { "" };
+    Some(format!("has the control character U+{:04X}{hint}; pass a text without it", u32::from(control)))
 }
 
 fn string(rule: Rule, value: &Value) -> Result<&str, String> {
     value.as_str().ok_or_else(|| match value {
-        Value::Number(number) => format!("{number} is a number; write \"{number}\" (with quotes) if that is meant"),
+        Value::Number(number) => format!("{number} is a number; write \"{number}\" (with quotes) if you mean the text"),
         other => refused(rule, other),
     })
 }
@@ -88,7 +105,7 @@ fn number(rule: Rule, value: &Value, least: f64, most: f64) -> Result<Value, Str
 fn not_number(rule: Rule, value: &Value) -> String {
     match value.as_str().map(str::trim) {
         Some(text) if matches!(serde_json::from_str(text), Ok(Value::Number(_))) => {
-            format!("{} is a string; write {} (without quotes): {}", shown(value), shorten(text), rule.accepted())
+            format!("{} is a string; write {} (without quotes), {}", shown(value), shorten(text), rule.accepted())
         }
         _ => refused(rule, value),
     }
@@ -107,10 +124,15 @@ fn flag(rule: Rule, value: &Value) -> Result<Value, String> {
     })
 }
 
-fn moment(rule: Rule, value: &Value) -> Result<Value, String> {
+fn moment(rule: Rule, value: &Value, now: Timestamp) -> Result<Value, String> {
     let text = string(rule, value)?;
     let moment = text.parse::<Timestamp>().ok().filter(|_| has_rfc3339_shape(text));
-    moment.map(|moment| json!(moment)).ok_or_else(|| refused(rule, value))
+    let moment = moment.ok_or_else(|| refused(rule, value))?;
+    if moment.duration_since(now) > MAX_AHEAD {
+        let days = MAX_AHEAD.as_hours() / 24;
+        return Err(format!("{} is too far ahead; pass a moment within {days} days from now", shown(value)));
+    }
+    Ok(json!(moment))
 }
 
 /// `jiff` reads more than RFC 3339 (a space for the `T`, no seconds, a zone in brackets), which other readers would not.
@@ -140,15 +162,15 @@ fn outcome_problem(item: &Value) -> Option<String> {
     let outcome = item.as_str().filter(|text| Outcome::ALL.into_iter().any(|outcome| outcome.as_str() == *text));
     match outcome {
         Some(text) if accepted.contains(&text) => None,
-        Some(text) => Some(format!("\"{text}\" never redials; accepted: any of {}", accepted.join(", "))),
-        None => Some(format!("{}; accepted: any of {}", named(item), accepted.join(", "))),
+        Some(text) => Some(format!("\"{text}\" is never redialled; pass any of {}", accepted.join(", "))),
+        None => Some(format!("{}; pass any of {}", named(item), accepted.join(", "))),
     }
 }
 
 fn metadata(rule: Rule, value: &Value) -> Result<Value, Vec<String>> {
     match value.as_object().map_or(0, Map::len) {
         0..=MAX_METADATA_ENTRIES => entries(rule, value, metadata_problem),
-        more => Err(vec![format!("has {more} entries; accepted: {}", rule.accepted())]),
+        more => Err(vec![format!("has {more} entries; pass {}", rule.accepted())]),
     }
 }
 
@@ -157,7 +179,7 @@ fn entries(rule: Rule, value: &Value, problem: impl Fn(&str, &str) -> Option<Str
     let judge = |(key, value): (&String, &Value)| {
         let problem = match value.as_str() {
             Some(text) => problem(key, text),
-            None => Some(format!("the value is {}; accepted: a string", article(value))),
+            None => Some(format!("the value is {}; pass a string", article(value))),
         };
         problem.map(|problem| format!("key {}: {problem}", shown(&json!(key))))
     };
@@ -167,32 +189,30 @@ fn entries(rule: Rule, value: &Value, problem: impl Fn(&str, &str) -> Option<Str
 
 fn selector_problem(key: &str, value: &str) -> Option<String> {
     if !names::is_label_key(key) {
-        return Some(format!("accepted: {}", names::LABEL_KEY_IS));
+        return Some(format!("the key is not valid; pass {}", names::LABEL_KEY_IS));
     }
     (!names::is_label_value(value)).then(|| {
-        format!("the value {} is refused; accepted: empty, or {}", shown(&json!(value)), names::LABEL_VALUE_IS)
+        format!("the value {} is not valid; pass an empty one, or {}", shown(&json!(value)), names::LABEL_VALUE_IS)
     })
 }
 
 fn metadata_problem(key: &str, value: &str) -> Option<String> {
-    if key.is_empty() || key.len() > MAX_METADATA_KEY_BYTES {
-        return Some(format!("has {} bytes; accepted: 1 to {MAX_METADATA_KEY_BYTES}", key.len()));
+    if key.is_empty() {
+        return Some(format!("the key is empty; pass 1 to {MAX_METADATA_KEY} characters"));
     }
-    if value.len() > MAX_METADATA_VALUE_BYTES {
-        return Some(format!("the value has {} bytes; accepted: at most {MAX_METADATA_VALUE_BYTES}", value.len()));
-    }
-    (key.contains('\0') || value.contains('\0')).then(|| "has a NUL character; accepted: text without".to_owned())
+    let of_key = problem_of(key, MAX_METADATA_KEY, |_| false).map(|problem| format!("the key {problem}"));
+    of_key.or_else(|| problem_of(value, MAX_METADATA_VALUE, |_| false).map(|problem| format!("the value {problem}")))
 }
 
 fn refused(rule: Rule, value: &Value) -> String {
-    format!("{}; accepted: {}", named(value), rule.accepted())
+    format!("{}; pass {}", named(value), rule.accepted())
 }
 
 /// A value in a message. What is inside a list or an object is not quoted: a password may have slipped in there.
 fn named(value: &Value) -> String {
     match value {
         Value::Array(_) | Value::Object(_) | Value::Null => kind(value).to_owned(),
-        _ => format!("{} is refused", shown(value)),
+        _ => format!("{} is not valid", shown(value)),
     }
 }
 
@@ -213,7 +233,7 @@ pub(super) fn article(value: &Value) -> &'static str {
 }
 
 /// A value as JSON, shortened.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     shorten(&value.to_string())
 }
 

@@ -1,14 +1,18 @@
-//! Requests that are taken and requests that are not, with what the requester is told.
+//! Which requests are accepted, and the errors for those that are not.
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-use super::fixtures::{Expected, fixtures, with};
-use super::*;
+use super::fixtures::{Expected, fixtures, now, with};
+use super::{parse as parse_at, *};
 use crate::call::Outcome;
 use crate::call::{canonical, spec::Announcement};
+
+fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
+    parse_at(body, now())
+}
 
 fn spec(changes: &Value) -> CallSpec {
     parse(with(changes).to_string().as_bytes()).unwrap_or_else(|refusal| panic!("{changes}: {refusal}")).spec
@@ -104,8 +108,8 @@ fn every_fixture_ends_as_it_says() {
 }
 
 #[test]
-fn all_problems_are_told_at_once() {
-    let body = json!({"timeout": 0, "repeat": "3", "wav": "", "text": 5, "transcribe": true, "sip_pasword": "s", "redial_on": ["auth", 1]});
+fn all_problems_are_listed_at_once() {
+    let body = json!({"timeout": 0, "repeat": "3", "wav": "a\n", "text": 5, "transcribe": true, "sip_pasword": "s", "redial_on": ["auth", 1]});
     let fields: Vec<_> = errors(&body).into_iter().map(|error| error.field).collect();
     assert_eq!(
         fields,
@@ -114,14 +118,14 @@ fn all_problems_are_told_at_once() {
 }
 
 #[test]
-fn a_field_that_is_there_but_wrong_is_not_also_missing() {
-    let body = json!({"dest": 5, "text": "", "record": 5, "transcribe": true});
+fn a_field_that_is_given_but_wrong_is_not_also_missing() {
+    let body = json!({"dest": 5, "text": "\u{1}", "record": 5, "transcribe": true});
     let fields: Vec<_> = errors(&body).into_iter().map(|error| error.field).collect();
     assert_eq!(fields, ["dest", "text", "record"]);
 }
 
 #[test]
-fn an_endless_list_of_problems_is_cut() {
+fn a_long_list_of_errors_is_cut() {
     let body: serde_json::Map<String, Value> = (0..5000).map(|field| (format!("x{field}"), json!(1))).collect();
     let errors = errors(&Value::Object(body));
     assert_eq!(errors.len(), MAX_ERRORS + 1);
@@ -132,13 +136,13 @@ fn an_endless_list_of_problems_is_cut() {
 fn a_value_is_quoted_up_to_60_characters() {
     let long = "ä".repeat(500);
     let [error] = &errors(&with(&json!({"sip_transport": long})))[..] else { panic!("one error") };
-    assert!(error.message.starts_with(&format!("\"{}… is refused", "ä".repeat(59))), "{}", error.message);
+    assert!(error.message.starts_with(&format!("\"{}… is not valid", "ä".repeat(59))), "{}", error.message);
     let [error] = &errors(&with(&json!({long.clone(): 1})))[..] else { panic!("one error") };
     assert_eq!(error.field, format!("{}…", "ä".repeat(60)));
 }
 
 #[test]
-fn what_is_no_object_is_one_problem_of_the_whole() {
+fn a_body_that_is_not_an_object_is_one_error_of_the_whole_request() {
     for body in ["null", "5", "\"hunter2\"", "[]", "true"] {
         let Err(Refusal::Invalid { id: None, errors }) = parse(body.as_bytes()) else { panic!("{body}") };
         assert_eq!((errors.len(), errors[0].field.as_str()), (1, ""));
@@ -146,8 +150,56 @@ fn what_is_no_object_is_one_problem_of_the_whole() {
     }
 }
 
+/// What is wrong with a body that is written out, since a map cannot hold a key twice.
+fn problems(body: &str) -> Vec<(String, String)> {
+    match parse(body.as_bytes()) {
+        Err(Refusal::Invalid { errors, .. }) => errors.into_iter().map(|error| (error.field, error.message)).collect(),
+        other => panic!("{body}: {other:?}"),
+    }
+}
+
 #[test]
-fn what_is_no_json_says_where_and_quotes_nothing() {
+fn a_key_that_is_given_twice_is_named() {
+    let again = "is given more than once; give each field once".to_owned();
+    let table = [
+        (r#"{"dest": "1", "dest": "2", "text": "a"}"#, "dest", again.clone()),
+        (r#"{"dest": "1", "text": "a", "text": "a"}"#, "text", again.clone()),
+        (r#"{"dest": null, "dest": "1", "text": "a"}"#, "dest", again.clone()),
+        (
+            r#"{"dest": "1", "text": "a", "sip_password": "hunter2", "sip_password": "x"}"#,
+            "sip_password",
+            again.clone(),
+        ),
+        (r#"{"dest": "1", "text": "a", "d\u0065st": "2"}"#, "dest", again),
+        (
+            r#"{"dest": "1", "text": "a", "metadata": {"k": "1", "l": "", "k": "2"}}"#,
+            "metadata",
+            "key \"k\": is given more than once; give each key once".to_owned(),
+        ),
+        (
+            r#"{"dest": "1", "text": "a", "node_selector": {"a/b": "1", "a/b": "1"}}"#,
+            "node_selector",
+            "key \"a/b\": is given more than once; give each key once".to_owned(),
+        ),
+    ];
+    for (body, field, message) in table {
+        assert_eq!(problems(body), [(field.to_owned(), message)], "{body}");
+    }
+    let deep = problems(r#"{"dest": "1", "text": "a", "redial_on": [{"x": 1, "x": 2}]}"#);
+    assert!(deep.iter().any(|(field, message)| field == "redial_on" && message.contains("more than once")), "{deep:?}");
+}
+
+#[test]
+fn of_two_ids_neither_is_the_calls() {
+    for body in
+        [r#"{"id": "a", "id": "b", "dest": "1", "text": "x"}"#, r#"{"id": "a", "id": "a", "dest": "1", "text": "x"}"#]
+    {
+        assert!(matches!(parse(body.as_bytes()), Err(Refusal::Invalid { id: None, .. })), "{body}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_its_place_and_quotes_nothing() {
     let deep = format!("{{\"metadata\": {}", "[".repeat(200));
     let table: [&[u8]; 10] = [
         b"",
@@ -174,7 +226,7 @@ fn a_byte_order_mark_is_skipped() {
 }
 
 #[test]
-fn the_id_of_a_refused_request_is_told_when_it_is_good() {
+fn the_id_of_a_refused_request_is_reported_when_it_is_valid() {
     let id = |body: Value| match parse(body.to_string().as_bytes()) {
         Err(Refusal::Invalid { id, .. }) => id.map(|id| id.to_string()),
         other => panic!("{other:?}"),
@@ -314,7 +366,36 @@ fn any_request() -> impl Strategy<Value = Value> {
     prop::collection::btree_map(name, any_json(), 0..8).prop_map(|fields| with(&json!(fields)))
 }
 
+/// Any moment of the years that RFC 3339 can write, most of them near now.
+fn any_moment() -> impl Strategy<Value = Timestamp> {
+    let second = prop_oneof![
+        -62_135_596_800..253_402_200_000_i64,
+        (-400_i64..400, -2_i64..2).prop_map(|(days, off)| now().as_second() + days * 86_400 + off),
+    ];
+    (second, 0..1_000_000_000_i32).prop_map(|(second, nanos)| Timestamp::new(second, nanos).unwrap())
+}
+
 proptest! {
+    /// Timers and `Nats-TTL` are signed 64-bit nanoseconds, 292 years: a year ahead, the longest wait before a redial and the
+    /// longest conversation stay far below, with room for any retention.
+    #[test]
+    fn no_accepted_request_can_overflow_a_timer(moments in prop::collection::vec(any_moment(), 2), later in 0..1_000_i64) {
+        let (first, last) = (moments[0].min(moments[1]), moments[0].max(moments[1]));
+        let body = with(&json!({"not_before": first, "not_after": last, "max_attempts": 10, "retry_delay": 86_400}));
+        let accepted = parse(body.to_string().as_bytes());
+        prop_assert_eq!(accepted.is_ok(), first < last && last.duration_since(now()) <= fields::MAX_AHEAD);
+        if let Ok(Parsed { spec, .. }) = accepted {
+            for moment in [spec.not_before.unwrap(), spec.not_after.unwrap()] {
+                let redials = u64::from(spec.retry_delay_seconds(10)) * u64::from(spec.max_attempts());
+                let longest = i128::from(redials) * 1_000_000_000 + moment.as_nanosecond() - now().as_nanosecond();
+                prop_assert!(longest < i128::from(i64::MAX) / 100, "{} ns", longest);
+            }
+            // Time only moves on, so what is accepted stays accepted at every delivery.
+            let then = now() + jiff::SignedDuration::from_hours(later);
+            prop_assert!(parse_at(body.to_string().as_bytes(), then).is_ok());
+        }
+    }
+
     #[test]
     fn any_bytes_are_judged_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = parse(&body);
@@ -323,7 +404,7 @@ proptest! {
     #[test]
     fn any_json_in_any_field_is_judged_without_a_panic(body in any_request()) {
         if let Err(refusal) = parse(body.to_string().as_bytes()) {
-            let undecodable = refusal.to_string().contains("although every field by itself is good");
+            let undecodable = refusal.to_string().contains("although every field by itself is valid");
             prop_assert!(!undecodable, "the table lets through what the wire model does not take: {}", body);
         }
     }
@@ -335,12 +416,12 @@ proptest! {
             body[field] = if field == "timeout" { json!(0) } else { json!(password) };
         }
         let refusal = parse(body.to_string().as_bytes()).unwrap_err();
-        let told = format!("{refusal} {refusal:?}");
-        prop_assert!(!told.contains(&password[..12]));
+        let shown = format!("{refusal} {refusal:?}");
+        prop_assert!(!shown.contains(&password[..12]));
     }
 
     #[test]
-    fn a_valid_request_survives_the_wire_model(timeout in 1..=600_u32, delay in 0.0..=30.0_f64, text in "[^\u{0}]{1,40}", attempts in 1..=10_u32) {
+    fn a_valid_request_survives_the_wire_model(timeout in 1..=600_u32, delay in 0.0..=30.0_f64, text in "[^\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]{1,40}", attempts in 1..=10_u32) {
         let body = with(&json!({"text": text, "timeout": timeout, "pre_delay": delay, "max_attempts": attempts}));
         let request: CallRequest = serde_json::from_value(body.clone()).unwrap();
         let wire = serde_json::to_value(&request).unwrap();

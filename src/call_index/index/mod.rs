@@ -1,4 +1,4 @@
-//! The index behind the view: pure, and as small as a call can be kept.
+//! The index itself: pure, bounded, and as small as a call can be kept.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,11 +25,13 @@ impl Key {
         format!("{:012x}{:016x}", self.queued, self.call)
     }
 
-    /// Back from text; `None` for a text that is no cursor.
+    /// Back from text; `None` for a text that is not a cursor.
     pub fn from_cursor(text: &str) -> Option<Self> {
         let (queued, call) = text.split_at_checked(12).filter(|(_, call)| call.len() == 16)?;
         let number = |hex: &str| u64::from_str_radix(hex, 16).ok();
-        Some(Self { queued: number(queued)?, call: number(call)? })
+        let key = Self { queued: number(queued)?, call: number(call)? };
+        // Capitals and signs would be other cursors for the same place.
+        (key.to_cursor() == text).then_some(key)
     }
 }
 
@@ -40,12 +42,16 @@ struct Entry {
     /// From when on its record is kept for as long as the log keeps one, in seconds since the epoch.
     kept_from: u32,
     status: Status,
+    is_final: bool,
     batch: Option<u32>,
 }
 
-/// Every call that the log has a record of.
+/// The calls that the log has a record of, as many as there is room for.
 #[derive(Default)]
 pub(super) struct Index {
+    max_calls: usize,
+    /// Whether there was no room for a call that has not ended.
+    dropped_active: bool,
     calls: HashMap<u64, Entry>,
     all: ByStatus,
     counts: [usize; Status::ALL.len()],
@@ -53,8 +59,6 @@ pub(super) struct Index {
     batches: HashMap<String, u32>,
     /// Of the next new batch. Not reused before all others were: four billion batches later.
     next_batch: u32,
-    /// Whether everything that was in the log at start has been seen.
-    pub(super) caught_up: bool,
 }
 
 struct Batch {
@@ -80,12 +84,30 @@ impl ByStatus {
         newest
     }
 
-    fn of(&self, status: Status, end: Key) -> impl Iterator<Item = Key> {
+    fn of(&self, status: Status, end: Key) -> impl DoubleEndedIterator<Item = Key> {
         self.0.range((status, Key::OLDEST)..(status, end)).rev().map(|(_, key)| *key)
+    }
+
+    /// Those of one state, the oldest first.
+    fn oldest(&self, status: Status) -> impl Iterator<Item = Key> {
+        self.of(status, Key::END).rev()
     }
 }
 
 impl Index {
+    pub(super) fn new(max_calls: usize) -> Self {
+        Self { max_calls, ..Self::default() }
+    }
+
+    /// Begins anew.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.max_calls);
+    }
+
+    pub(super) fn has_dropped_active(&self) -> bool {
+        self.dropped_active
+    }
+
     pub(super) fn count(&self) -> usize {
         self.calls.len()
     }
@@ -102,14 +124,30 @@ impl Index {
         self.forget(call, |_| true);
         let key = Key { queued: u64::try_from(brief.queued_at.as_millisecond()).unwrap_or(0), call };
         let batch = brief.batch.as_deref().map(|name| self.batch_number(name));
-        let kept_from = brief.not_before.map_or(brief.time, |moment| moment.max(brief.time)).as_second();
+        let kept_from =
+            brief.not_before.max(brief.due_at).map_or(brief.time, |moment| moment.max(brief.time)).as_second();
         let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
-        self.calls.insert(call, Entry { key, sequence, kept_from, status: brief.status, batch });
+        let Brief { status, is_final, .. } = *brief;
+        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, batch });
         self.all.0.insert((brief.status, key));
         self.counts[brief.status as usize] += 1;
         if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
             batch.calls.0.insert((brief.status, key));
         }
+        if self.calls.len() > self.max_calls {
+            self.drop_one();
+        }
+    }
+
+    /// Makes room: the oldest call that has ended goes, or the oldest of all where none has.
+    fn drop_one(&mut self) {
+        let has_ended = |key: &Key| self.calls.get(&key.call).is_some_and(|entry| entry.is_final);
+        let of_status = |status| self.all.oldest(status).find(has_ended);
+        let ended = Status::ALL.into_iter().filter(|status| may_be_final(*status)).filter_map(of_status).min();
+        let oldest = || Status::ALL.into_iter().filter_map(|status| self.all.oldest(status).next()).min();
+        let Some(key) = ended.or_else(oldest) else { return };
+        self.dropped_active |= ended.is_none();
+        self.forget(key.call, |_| true);
     }
 
     fn batch_number(&mut self, name: &str) -> u32 {
@@ -138,7 +176,7 @@ impl Index {
         }
     }
 
-    /// A batch without calls is forgotten, or their names would pile up for ever.
+    /// A batch without calls is forgotten, or their names would pile up without end.
     fn leave_batch(&mut self, number: u32, place: &(Status, Key)) {
         let Some(batch) = self.by_batch.get_mut(&number) else { return };
         batch.calls.0.remove(place);
@@ -168,12 +206,16 @@ impl Index {
     pub(super) fn drop_finals_before(&mut self, oldest: i64) {
         let oldest = u32::try_from(oldest.max(0)).unwrap_or(u32::MAX);
         let end = Key { queued: u64::from(oldest) * 1000, ..Key::OLDEST };
-        let finals = Status::ALL.into_iter().filter(|status| status.always_final() || *status == Status::Failed);
+        let finals = Status::ALL.into_iter().filter(|status| may_be_final(*status));
         let old: Vec<u64> = finals.flat_map(|status| self.all.of(status, end)).map(|key| key.call).collect();
         for call in old {
             self.forget(call, |entry| entry.kept_from < oldest);
         }
     }
+}
+
+fn may_be_final(status: Status) -> bool {
+    status.always_final() || status == Status::Failed
 }
 
 fn hash(name: &str) -> u64 {

@@ -8,7 +8,22 @@ use super::*;
 fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief {
     let name = serde_json::from_value(name.into()).expect("a name is a text");
     let queued_at = Timestamp::from_millisecond(queued).expect("in range");
-    Brief { name, job: None, status, queued_at, time: queued_at, not_before: None, batch: batch.map(str::to_owned) }
+    let is_final = may_be_final(status);
+    Brief {
+        name,
+        job: None,
+        is_final,
+        status,
+        queued_at,
+        time: queued_at,
+        not_before: None,
+        due_at: None,
+        batch: batch.map(str::to_owned),
+    }
+}
+
+fn index() -> Index {
+    Index::new(usize::MAX)
 }
 
 fn sequences(index: &Index, status: Option<Status>, batch: Option<&str>) -> Vec<u64> {
@@ -17,7 +32,7 @@ fn sequences(index: &Index, status: Option<Status>, batch: Option<&str>) -> Vec<
 
 #[test]
 fn a_call_is_listed_once_newest_first_with_its_last_record() {
-    let mut index = Index::default();
+    let mut index = index();
     index.apply(&brief("a", Status::Queued, 1, None), 1);
     index.apply(&brief("b", Status::Queued, 2, Some("x")), 2);
     index.apply(&brief("a", Status::Pending, 1, None), 3);
@@ -32,7 +47,7 @@ fn a_call_is_listed_once_newest_first_with_its_last_record() {
 
 #[test]
 fn pages_follow_one_another_without_gap_or_repetition() {
-    let mut index = Index::default();
+    let mut index = index();
     for number in 0..25_u64 {
         index.apply(&brief(&format!("call-{number}"), Status::Queued, (number / 3) as i64, None), number + 1);
     }
@@ -48,7 +63,7 @@ fn pages_follow_one_another_without_gap_or_repetition() {
 }
 
 #[test]
-fn what_is_no_cursor_is_refused() {
+fn text_that_is_not_a_cursor_is_refused() {
     for text in ["", "zz", "é", "0123456789ab", "0123456789ab0123456789abcdefg", "00000000000é000000000000000"] {
         assert_eq!(Key::from_cursor(text), None, "{text}");
     }
@@ -56,7 +71,7 @@ fn what_is_no_cursor_is_refused() {
 
 #[test]
 fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
-    let mut index = Index::default();
+    let mut index = index();
     let ended = |name: &str, second: i64| {
         let time = Timestamp::from_second(second).expect("in range");
         Brief { time, ..brief(name, Status::Succeeded, 1, Some("x")) }
@@ -73,14 +88,52 @@ fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
 
 #[test]
 fn a_batch_that_has_no_calls_any_more_leaves_nothing_behind() {
-    let mut index = Index::default();
+    let mut index = index();
     for number in 0..100 {
         index.apply(&brief("a", Status::Queued, 1, Some(&format!("batch-{number}"))), number + 1);
     }
     assert_eq!((index.batches.len(), index.by_batch.len()), (1, 1));
 }
 
-/// What happens to a index.
+#[test]
+fn beyond_its_bound_the_oldest_call_that_has_ended_goes_first() {
+    let mut index = Index::new(3);
+    index.apply(&brief("old", Status::Queued, 1, None), 1);
+    index.apply(&brief("ended-2", Status::Succeeded, 2, Some("x")), 2);
+    index.apply(&brief("ended-3", Status::Failed, 3, None), 3);
+    index.apply(&brief("ended-4", Status::Expired, 4, None), 4);
+    assert_eq!(sequences(&index, None, None), [4, 3, 1]);
+    index.apply(&brief("new", Status::Queued, 5, None), 5);
+    index.apply(&brief("newer", Status::Queued, 6, None), 6);
+    assert_eq!(sequences(&index, None, None), [6, 5, 1]);
+    assert!(!index.has_dropped_active() && index.batches.is_empty());
+    index.apply(&brief("newest", Status::Queued, 7, None), 7);
+    assert_eq!(sequences(&index, None, None), [7, 6, 5]);
+    assert!(index.has_dropped_active());
+}
+
+#[test]
+fn a_failed_call_with_a_redial_to_come_counts_as_one_that_has_not_ended() {
+    let mut index = Index::new(1);
+    index.apply(&Brief { is_final: false, ..brief("redialled", Status::Failed, 1, None) }, 1);
+    index.apply(&brief("ended", Status::Succeeded, 2, None), 2);
+    assert_eq!(sequences(&index, None, None), [1]);
+}
+
+#[test]
+fn a_call_that_was_dropped_is_listed_again_once_something_happens_to_it() {
+    let mut index = Index::new(2);
+    for (number, name) in (1..).zip(["a", "b", "c"]) {
+        index.apply(&brief(name, Status::Queued, number as i64, Some("x")), number);
+    }
+    index.apply(&brief("b", Status::Succeeded, 2, Some("x")), 4);
+    index.apply(&brief("a", Status::Cancelled, 1, Some("x")), 5);
+    assert_eq!(sequences(&index, None, Some("x")), [3, 4]);
+    index.apply(&brief("a", Status::Queued, 9, Some("x")), 6);
+    assert_eq!(sequences(&index, None, Some("x")), [6, 3]);
+}
+
+/// What happens to an index.
 #[derive(Debug, Clone)]
 enum Event {
     Take { call: u8, status: Status, batch: Option<u8>, sequence: u64 },
@@ -127,12 +180,12 @@ fn take(model: &mut Model, event: &Event) {
 
 proptest! {
     #[test]
-    fn a_view_answers_as_a_plain_list_of_calls_would(
+    fn an_index_answers_as_a_plain_list_of_calls_would(
         events in prop::collection::vec(event(), 0..120),
         status in prop::option::of(prop::sample::select(Status::ALL.to_vec())),
         batch in prop::option::of(0..3_u8),
     ) {
-        let (mut index, mut model) = (Index::default(), Model::new());
+        let (mut index, mut model) = (Index::new(usize::MAX), Model::new());
         for event in &events {
             take(&mut model, event);
             match *event {
@@ -161,5 +214,33 @@ proptest! {
             prop_assert_eq!(index.count_of(status), count);
         }
         prop_assert_eq!(index.count(), model.len());
+    }
+
+    #[test]
+    fn a_bounded_index_holds_its_bound_and_no_call_that_has_ended_while_one_that_has_not_is_missing(
+        events in prop::collection::vec(event(), 0..120),
+        max in 1..8_usize,
+    ) {
+        let (mut all, mut bounded) = (Index::new(usize::MAX), Index::new(max));
+        for event in events {
+            let Event::Take { call, status, batch, sequence } = event else { continue };
+            for index in [&mut all, &mut bounded] {
+                index.apply(&brief_of(call, status, batch, sequence), sequence);
+            }
+            prop_assert!(bounded.count() <= max);
+            let entries = |index: &Index| index.calls.values().copied().collect::<Vec<_>>();
+            for entry in entries(&bounded) {
+                let known = all.calls[&entry.key.call];
+                prop_assert!(known.sequence >= entry.sequence);
+            }
+            if !bounded.has_dropped_active() {
+                let active = |entry: &&Entry| !entry.is_final;
+                for entry in entries(&all).iter().filter(active) {
+                    prop_assert_eq!(bounded.calls.get(&entry.key.call).map(|known| known.sequence), Some(entry.sequence));
+                }
+            }
+            let total: usize = Status::ALL.into_iter().map(|status| bounded.count_of(status)).sum();
+            prop_assert_eq!(total, bounded.count());
+        }
     }
 }

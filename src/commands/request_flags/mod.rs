@@ -1,5 +1,5 @@
-//! A flag for every field of a request, and `--data` under them. The flags are read from the validator's own table of fields, so
-//! that a new field has its flag at once, and what they say is judged by the validator alone.
+//! A flag for every field of a request, and `--data`, which they override. The flags are made from the validator's table of fields,
+//! so that a new field has its flag at once, and only the validator judges their values.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Number, Value};
@@ -7,6 +7,7 @@ use serde_json::{Map, Number, Value};
 use crate::call::validate::fields::{FIELDS, Rule};
 use crate::call::validate::{self, FieldError, Parsed};
 use crate::call::{CallRequest, Refusal};
+use crate::clock::now;
 
 /// The flags that name a request: one for every field, named like it with dashes, and `--data JSON`, whose fields they
 /// override.
@@ -20,17 +21,17 @@ pub struct RequestFlags {
 #[derive(Debug, Clone)]
 struct Given {
     field: &'static str,
-    /// What it says, or what is wrong with how it is written.
+    /// Its value, or the error in how it is written.
     value: Result<Value, String>,
 }
 
-/// Why flags and `--data` are no request. Never quotes a password.
+/// Why flags and `--data` are not a valid request. Never quotes a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// `--data` by itself is none.
+    /// `--data` by itself is not valid.
     #[error("--data: {0}")]
     Data(Refusal),
-    /// With the flags it is none; every problem is listed under the name of its flag.
+    /// With the flags it is not valid; every error is listed under the name of its flag.
     #[error("invalid request: {}", list(.0))]
     Flags(Vec<FieldError>),
 }
@@ -38,7 +39,6 @@ pub enum RequestError {
 /// A request that was given on the command line.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What it asks for.
     pub parsed: Parsed,
     /// The same as JSON, `--data` and flags merged; it holds the passwords that were given.
     pub body: Vec<u8>,
@@ -55,7 +55,7 @@ impl RequestFlags {
         }
         let (fields, mut errors) = self.merge(self.data()?);
         let body = Value::Object(fields).to_string().into_bytes();
-        match validate::parse(&body) {
+        match validate::parse(&body, now()) {
             Ok(parsed) if errors.is_empty() => return Ok(Some(Request { parsed, body })),
             Ok(_) => {}
             Err(Refusal::Invalid { errors: more, .. }) => errors.extend(more),
@@ -82,7 +82,7 @@ impl RequestFlags {
 
     fn data(&self) -> Result<Map<String, Value>, RequestError> {
         let Some(data) = &self.data else { return Ok(Map::new()) };
-        validate::parse(data.as_bytes()).map_err(RequestError::Data)?;
+        validate::parse(data.as_bytes(), now()).map_err(RequestError::Data)?;
         match serde_json::from_str(data.trim_start_matches('\u{feff}')) {
             Ok(Value::Object(fields)) => Ok(fields),
             _ => Err(RequestError::Data(Refusal::Malformed("not an object".to_owned()))),
@@ -182,7 +182,7 @@ fn switched(matches: &ArgMatches, field: &str) -> Option<bool> {
     }
 }
 
-/// What is written after a flag, as JSON. What is no number, where one belongs, stays a string for the validator to refuse.
+/// The value of a flag as JSON. Text in place of a number stays a string, which the validator refuses.
 fn read_value(rule: Rule, text: &str) -> Result<Value, String> {
     match rule {
         Rule::Integer(..) | Rule::Number(..) => {
@@ -203,10 +203,10 @@ fn pairs(text: &str) -> Result<Map<String, Value>, String> {
     let mut pairs = Map::new();
     for entry in entries(text) {
         let Some((key, value)) = entry.split_once('=') else {
-            return Err(format!("`{entry}` has no `=`; accepted: key=value,key2=value2"));
+            return Err(format!("`{entry}` has no `=`; write key=value,key2=value2"));
         };
         if pairs.insert(key.to_owned(), Value::String(value.to_owned())).is_some() {
-            return Err(format!("`{key}` is given twice; accepted: key=value,key2=value2"));
+            return Err(format!("`{key}` is given twice; write each key once"));
         }
     }
     Ok(pairs)

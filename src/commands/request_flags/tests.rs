@@ -36,7 +36,7 @@ fn every_field_has_a_flag_with_a_help_text() {
 }
 
 #[test]
-fn no_flag_is_no_request() {
+fn without_flags_there_is_no_request() {
     assert!(read(&[]).unwrap().is_none());
 }
 
@@ -98,6 +98,6 @@ fn errors_name_the_flags() {
     let error = read(&["--dest", "1", "--text", "a", "--wav", "b"]).unwrap_err().to_string();
     assert!(error.contains("exactly one of"), "{error}");
     let error = read(&["--node-selector", "ssd", "--text", "a"]).unwrap_err().to_string();
-    let both = "--node-selector: `ssd` has no `=`; accepted: key=value,key2=value2; --dest: missing";
+    let both = "--node-selector: `ssd` has no `=`; write key=value,key2=value2; --dest: missing";
     assert!(error.starts_with(&format!("invalid request: {both}")), "{error}");
 }

@@ -54,7 +54,7 @@ impl Setup {
     /// Two diallers in one cluster, and a call that is dialled again after all that allows it.
     fn new(max_attempts: u32, budget: Budget) -> Self {
         let request = br#"{"dest": "1", "text": "a", "timeout": 10, "retry_delay": 90}"#;
-        let mut spec = validate::parse(request).expect("a valid request").spec;
+        let mut spec = validate::parse(request, world::at(world::NOW)).expect("a valid request").spec;
         (spec.max_attempts, spec.on_unknown) = (Some(max_attempts), OnUnknown::Redial);
         let defaults = JobDefaults {
             start_seconds: TICK_SECONDS,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{DONE, HAND_BACK, Next, Processing};
 use crate::{
+    call::Call,
     clock::now,
     queue::{in_flight::Settlement, inbox::Labels},
     retry,
@@ -28,7 +29,8 @@ impl Processing<'_> {
     }
 
     pub(super) async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
-        let labels = Labels { id: &self.call.id, attempt, queued_at: self.origin.queued_at };
+        let Call { id, traceparent, .. } = &self.call;
+        let labels = Labels { id, attempt, queued_at: self.origin.queued_at, traceparent: traceparent.as_ref() };
         let body = self.origin.body.clone();
         match self.dialler.timers.set(&self.call.name, labels, due, body).await {
             Ok(()) => DONE,

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::literal;
 use super::pod::host_directories;
-use crate::call::CallSpec;
+use crate::call::Call;
 use crate::call::spec::SipSettings;
 use crate::job::JobDefaults;
 
@@ -16,6 +16,9 @@ use crate::job::JobDefaults;
 pub const SIP_PASSWORD: &str = "SIP_PASSWORD";
 /// Variable, and key in a Secret, of the TURN password.
 pub const SIP_TURN_PASSWORD: &str = "SIP_TURN_PASSWORD";
+
+/// Variable of the trace that the call belongs to, under the name that OpenTelemetry has for it.
+const TRACEPARENT: &str = "TRACEPARENT";
 
 /// Where a variable comes from.
 enum Source {
@@ -28,7 +31,8 @@ enum Source {
 }
 
 /// The environment of the container of the Job `job`.
-pub(super) fn environment(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> Vec<EnvVar> {
+pub(super) fn environment(call: &Call, job: &str, defaults: &JobDefaults) -> Vec<EnvVar> {
+    let spec = &call.spec;
     let credentials = spec.sip_secret.as_deref().unwrap_or(&defaults.sip_secret_name);
     let mut variables: Vec<EnvVar> = sip_variables(&spec.sip)
         .into_iter()
@@ -41,6 +45,7 @@ pub(super) fn environment(spec: &CallSpec, job: &str, defaults: &JobDefaults) ->
     if spec.sip.turn_server.is_some() {
         variables.push(value_of("SIP_TURN_ENABLED", "true"));
     }
+    variables.extend(call.traceparent.as_ref().map(|traceparent| value_of(TRACEPARENT, traceparent.as_str())));
     variables.extend(host_directories(defaults).map(|directory| value_of(directory.variable, directory.mount_path)));
     variables
 }
@@ -56,7 +61,8 @@ pub(super) fn passwords(sip: &SipSettings) -> BTreeMap<String, SecretString> {
 /// Whether the call itself decides a built variable, so that no template may say otherwise.
 pub(super) fn is_decided_by_call(variable: &EnvVar, job: &str) -> bool {
     let secret = variable.value_from.as_ref().and_then(|from| from.secret_key_ref.as_ref());
-    variable.name.starts_with("SIP_") && secret.is_none_or(|secret| secret.name == job)
+    let is_ours = variable.name.starts_with("SIP_") || variable.name == TRACEPARENT;
+    is_ours && secret.is_none_or(|secret| secret.name == job)
 }
 
 /// In the order of the contract.

@@ -122,7 +122,7 @@ fn job_spec(call: &Call, name: &str, defaults: &JobDefaults) -> JobSpec {
         // Kubernetes would take 6 for an absent one, which is six more calls.
         backoff_limit: Some(defaults.backoff_limit),
         pod_failure_policy: Some(ignore_disruptions()),
-        template: pod::pod_template(&call.spec, name, defaults),
+        template: pod::pod_template(call, name, defaults),
         ..JobSpec::default()
     }
 }

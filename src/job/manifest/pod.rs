@@ -1,14 +1,18 @@
 //! The pod around the caller: its directories, its user and what it is not allowed to do.
 
 use k8s_openapi::api::core::v1::{
-    Container, HostPathVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile, SecurityContext,
-    Volume, VolumeMount,
+    Container, ExecAction, HostPathVolumeSource, Lifecycle, LifecycleHandler, PodSecurityContext, PodSpec,
+    PodTemplateSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{CONTAINER, INIT_CONTAINER, command, env, own_labels};
-use crate::call::CallSpec;
+use crate::call::Call;
 use crate::job::JobDefaults;
+
+/// Seconds that a caller has to hang up once its pod is to be stopped. The BYE goes out at once; the rest is for its answer and for
+/// writing the recording down.
+const GRACE_SECONDS: i64 = 10;
 
 /// A directory of the node that the caller keeps something in.
 pub(super) struct HostDirectory<'a> {
@@ -33,7 +37,8 @@ pub(super) fn host_directories(defaults: &JobDefaults) -> impl Iterator<Item = H
 }
 
 /// The pod of the Job `job`.
-pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> PodTemplateSpec {
+pub(super) fn pod_template(call: &Call, job: &str, defaults: &JobDefaults) -> PodTemplateSpec {
+    let spec = &call.spec;
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(own_labels(spec.batch.as_deref())), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
@@ -41,32 +46,42 @@ pub(super) fn pod_template(spec: &CallSpec, job: &str, defaults: &JobDefaults) -
             // The caller has no business with the Kubernetes API, nor with other services of the namespace.
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            containers: vec![caller(spec, job, defaults)],
+            containers: vec![caller(call, job, defaults)],
             host_network: Some(defaults.host_network),
             init_containers: fix_permissions(defaults).map(|container| vec![container]),
             node_selector: Some(spec.node_selector.as_ref().unwrap_or(&defaults.node_selector).clone())
                 .filter(|selector| !selector.is_empty()),
             restart_policy: Some("Never".to_owned()),
             security_context: Some(pod_security(defaults)),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
             volumes: unless_empty(host_directories(defaults).map(|directory| volume(&directory)).collect()),
             ..PodSpec::default()
         }),
     }
 }
 
-fn caller(spec: &CallSpec, job: &str, defaults: &JobDefaults) -> Container {
+fn caller(call: &Call, job: &str, defaults: &JobDefaults) -> Container {
     Container {
         name: CONTAINER.to_owned(),
         image: Some(defaults.image.clone()),
         image_pull_policy: Some("Always".to_owned()),
-        command: Some(command::command_line(spec)),
-        env: Some(env::environment(spec, job, defaults)),
+        command: Some(command::command_line(&call.spec)),
+        env: Some(env::environment(call, job, defaults)),
+        lifecycle: hang_up(defaults),
         volume_mounts: unless_empty(mounts(defaults)),
         security_context: Some(no_escalation()),
         // The end of the caller's log names the SIP code: it becomes the termination message, and no log has to be read.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
+}
+
+/// As process 1 of its container, Python ignores SIGTERM, and would go on talking until it is killed, without a BYE; SIGINT makes
+/// it hang up at once.
+fn hang_up(defaults: &JobDefaults) -> Option<Lifecycle> {
+    let command = defaults.hang_up.as_ref()?.iter().map(|word| super::literal(word)).collect();
+    let exec = Some(ExecAction { command: Some(command) });
+    Some(Lifecycle { pre_stop: Some(LifecycleHandler { exec, ..Default::default() }), ..Default::default() })
 }
 
 /// A directory that the kubelet makes belongs to root; a caller that runs as somebody else gets it handed over first.

@@ -45,6 +45,25 @@ fn delays_print_with_a_point() {
 }
 
 #[test]
+fn the_caller_is_told_its_trace_and_no_template_tells_it_another() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let template =
+        "spec: {template: {spec: {containers: [{name: sip-caller, env: [{name: TRACEPARENT, value: other}]}]}}}";
+    let defaults = JobDefaults { template: Some(parse_template(template).unwrap()), ..defaults() };
+    let of = |call: &Call, defaults: &JobDefaults| {
+        let env = caller(&build(call, 1, defaults).job).env.clone().unwrap();
+        env.into_iter()
+            .filter(|variable| variable.name == "TRACEPARENT")
+            .map(|variable| variable.value.unwrap())
+            .collect::<Vec<_>>()
+    };
+    let traced = call(spec()).in_trace(crate::call::TraceParent::parse(TRACE));
+    assert_eq!(of(&traced, &self::defaults()), [TRACE]);
+    assert_eq!(of(&traced, &defaults), [TRACE]);
+    assert!(of(&call(spec()), &self::defaults()).is_empty());
+}
+
+#[test]
 fn an_attempt_has_its_own_name_and_says_whose_it_is() {
     let call = call(CallSpec { batch: Some("june".to_owned()), ..spec() });
     let job = build(&call, 3, &defaults()).job;

@@ -120,7 +120,7 @@ impl Letters {
             None => letter.payload.clone(),
         };
         let refused = |refusal| ReplayError::StillRefused { number, refusal };
-        let id = validate::parse(&payload).map_err(refused)?.id.unwrap_or_else(|| letter.id_or_origin());
+        let id = validate::parse(&payload, clock::now()).map_err(refused)?.id.unwrap_or_else(|| letter.id_or_origin());
         self.allow_again(&id, log).await?;
         self.publish(&id, letter, payload).await?;
         self.remove(number).await?;
@@ -166,7 +166,7 @@ impl Letters {
 impl Letter {
     fn of(message: StreamMessage) -> Self {
         let header = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
-        let in_body = match validate::parse(&message.payload) {
+        let in_body = match validate::parse(&message.payload, clock::now()) {
             Ok(parsed) => parsed.id,
             Err(Refusal::Invalid { id, .. }) => id,
             Err(Refusal::Malformed(_)) => None,

@@ -155,9 +155,10 @@ impl Runner for KubernetesRunner {
 
     async fn check(&self) -> Result<String, RunnerError> {
         let version = answer(self.client.apiserver_version()).await?.git_version;
-        answer(self.jobs.list_metadata(&ListParams::default().labels(SELECTOR).limit(1))).await?;
-        let Place { kind, address, namespace, .. } = &self.place;
-        Ok(format!("{kind} {version} at {address}, namespace {namespace}"))
+        let one = ListParams::default().labels(SELECTOR).limit(1);
+        answer(self.jobs.list_metadata(&one)).await?;
+        answer(self.pods.list_metadata(&one)).await?;
+        Ok(format!("API server {version}"))
     }
 
     async fn start(&self, order: &JobOrder) -> Result<(), StartError> {

@@ -28,8 +28,8 @@ pub use self::state_dir::OpenError;
 use super::{Observation, Place, Runner, RunnerError, StartError};
 use crate::job::{JobOrder, ObservedJob};
 
-/// How long a caller has to end after SIGTERM before it is killed.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a caller has to hang up after SIGINT before it is killed.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Starts at the same time, at most.
 const STARTS: usize = 16;

@@ -76,10 +76,6 @@ impl StateDir {
         DirBuilder::new().recursive(true).create(self.path.join("jobs"))
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether a file can be written.
     pub(super) fn probe(&self) -> io::Result<()> {
         let path = self.unique("new", "probe");

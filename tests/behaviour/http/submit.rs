@@ -55,7 +55,7 @@ async fn the_same_id_with_another_request_is_a_conflict() {
     let request = new_request();
     post_call(base, &request).await;
     let other = post_call(base, &with(request.clone(), json!({"text": "Something else"}))).await;
-    let conflict = problem(&other, 422);
+    let conflict = problem(&other, 409);
     assert_eq!(conflict["errors"][0]["field"], "id");
     let id = request["id"].as_str().unwrap();
     assert!(conflict["detail"].as_str().is_some_and(|detail| detail.contains(id)), "{conflict}");

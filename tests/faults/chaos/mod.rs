@@ -5,7 +5,7 @@
 //! moments; what they meet differs, since the machine's timing does.
 
 mod checks;
-mod dice;
+pub(super) mod dice;
 mod faults;
 mod histories;
 mod plan;

@@ -58,7 +58,7 @@ struct Entry {
 /// A stop that was asked for.
 #[derive(Debug, Default)]
 struct Stop {
-    /// When SIGTERM was sent; none while there is nothing to send it to.
+    /// When SIGINT was sent; none while there is nothing to send it to.
     asked: Option<Instant>,
 }
 
@@ -74,13 +74,10 @@ impl Fleet {
     }
 
     pub(super) fn check(&self) -> Result<String, RunnerError> {
-        let state_dir = self.dir.path().display();
-        self.dir
-            .probe()
-            .map_err(|error| failure(format!("cannot write to the state directory {state_dir}: {error}")))?;
+        self.dir.probe().map_err(|error| failure(format!("cannot write to the state directory: {error}")))?;
         self.secrets().map_err(failure)?;
         let live = self.known().live.len();
-        Ok(format!("local runner {}, {live} processes, state in {state_dir}", env!("CARGO_PKG_VERSION")))
+        Ok(format!("local runner {}, {live} processes", env!("CARGO_PKG_VERSION")))
     }
 
     fn secrets(&self) -> Result<Secrets, SecretsError> {

@@ -120,14 +120,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Carries a stop on: SIGTERM as soon as there is a process to get it, SIGKILL after the grace.
+    /// Carries a stop on: SIGINT as soon as there is a process to get it, SIGKILL after the grace.
     pub(super) fn press(&self, job: &str) -> io::Result<()> {
         let asked = match self.known().jobs.get(job).and_then(|entry| entry.stop.as_ref()) {
             None => return Ok(()),
             Some(stop) => stop.asked,
         };
         match asked {
-            None if self.dir.folder(job).signal(Signal::TERM)? => {
+            None if self.dir.folder(job).signal(Signal::INT)? => {
                 if let Some(stop) = self.known().jobs.get_mut(job).and_then(|entry| entry.stop.as_mut()) {
                     stop.asked = Some(Instant::now());
                 }

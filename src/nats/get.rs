@@ -1,0 +1,121 @@
+//! Reading stored messages, without their headers: a header block that the client library cannot parse ends the connection, and
+//! nothing that is read here is in a header. (`no_hdr` is there from nats-server 2.12 on, the oldest that is accepted.)
+//!
+//! A direct get is answered by any replica of the stream, also by one that lags, so its "there is no such message" proves nothing.
+//! The leader's answer does.
+
+use async_nats::jetstream::{Context, response::Response};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+use super::{NatsError, NatsErrorKind};
+
+/// The server's code for there being no such message.
+const NO_MESSAGE: u64 = 10037;
+
+/// A stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// Its body.
+    pub payload: Bytes,
+}
+
+/// Which message is wanted.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub enum Which<'a> {
+    /// The one with this sequence.
+    At {
+        /// The sequence.
+        seq: u64,
+    },
+    /// The last one of a subject.
+    Last {
+        /// The subject.
+        last_by_subj: &'a str,
+    },
+    /// The first one of a subject, which may have wildcards, from a sequence on.
+    Next {
+        /// The subject.
+        next_by_subj: &'a str,
+        /// The first sequence that counts.
+        seq: u64,
+    },
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    #[serde(flatten)]
+    which: Which<'a>,
+    no_hdr: bool,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    message: Message,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    seq: u64,
+    #[serde(default)]
+    data: String,
+}
+
+/// Asks the stream's leader. `None` means that there is no such message.
+///
+/// # Errors
+/// [`NatsError`].
+pub async fn ask_leader(jetstream: &Context, stream: &str, which: Which<'_>) -> Result<Option<Stored>, NatsError> {
+    let request = Request { which, no_hdr: true };
+    let answer = jetstream.request(format!("STREAM.MSG.GET.{stream}"), &request).await.map_err(NatsError::of)?;
+    match answer {
+        Response::Ok(Answer { message: Message { seq, data } }) => {
+            let payload = BASE64.decode(data.as_bytes());
+            let payload = payload.map_err(|error| NatsError::new(NatsErrorKind::Corrupt, error))?.into();
+            Ok(Some(Stored { sequence: seq, payload }))
+        }
+        Response::Err { error } if error.error_code().0 == NO_MESSAGE => Ok(None),
+        Response::Err { error } => Err(NatsError::of(error)),
+    }
+}
+
+/// Asks any replica, which takes half the time or less, and returns the body. `None` means that this replica does not have the
+/// message, or not yet.
+///
+/// # Errors
+/// [`NatsError`].
+pub async fn ask_any_replica(jetstream: &Context, stream: &str, which: Which<'_>) -> Result<Option<Bytes>, NatsError> {
+    let request = serde_json::to_vec(&Request { which, no_hdr: true }).expect("numbers and texts always serialize");
+    let subject = format!("$JS.API.DIRECT.GET.{stream}");
+    let answer = jetstream.client().request(subject, request.into()).await.map_err(NatsError::of)?;
+    match answer.status.map(|status| status.as_u16()) {
+        None => Ok(Some(answer.payload)),
+        Some(404) => Ok(None),
+        Some(_) => Err(NatsError::unavailable("the server did not take a direct get")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_request_has_the_fields_of_the_servers_api() {
+        let sent = |which| serde_json::to_value(Request { which, no_hdr: true }).unwrap();
+        let table: [(Which<'_>, Value); 3] = [
+            (Which::At { seq: 7 }, json!({"seq": 7, "no_hdr": true})),
+            (Which::Last { last_by_subj: "a.b" }, json!({"last_by_subj": "a.b", "no_hdr": true})),
+            (Which::Next { next_by_subj: "a.*", seq: 8 }, json!({"next_by_subj": "a.*", "seq": 8, "no_hdr": true})),
+        ];
+        for (which, expected) in table {
+            assert_eq!(sent(which), expected);
+        }
+    }
+}
