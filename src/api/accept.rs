@@ -37,7 +37,11 @@ impl Api {
         let given = parsed.id.or(idempotency_key);
         let is_new = given.is_none();
         let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec).in_trace(traceparent);
-        if is_new { parts.accept(&call, body, Unrecorded::Accepted).await } else { parts.accept_once(&call, body).await }
+        if is_new {
+            parts.accept(&call, body, Unrecorded::Accepted).await
+        } else {
+            parts.accept_once(&call, body).await
+        }
     }
 }
 
@@ -78,7 +82,9 @@ impl Parts {
     async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
         // A replica that lags costs no more than a second message.
         let known = self.log.glance(&call.name).await?;
-        let Some(event) = unless_conflict(call, known)? else { return self.accept(call, body, Unrecorded::Retry).await };
+        let Some(event) = unless_conflict(call, known)? else {
+            return self.accept(call, body, Unrecorded::Retry).await;
+        };
         if event.status == Status::Queued {
             let traceparent = event.traceparent.as_ref();
             let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };
