@@ -69,21 +69,30 @@ async fn by_operator(namespace: &Namespace, count: usize) -> f64 {
 }
 
 async fn by_creates(namespace: &Namespace, count: usize) -> (f64, Samples) {
+    let orders = orders(namespace, count);
+    let begin = Instant::now();
+    let (micros, ()) = tokio::join!(create(namespace, &orders), until_there::<Job>(namespace, count));
+    let total = begin.elapsed();
+    at_rest(namespace, count).await;
+    (count as f64 / total.as_secs_f64(), Samples { micros, total })
+}
+
+/// The Jobs that the operator would make.
+pub(crate) fn orders(namespace: &Namespace, count: usize) -> Vec<Job> {
     let defaults = JobDefaults { namespace: namespace.name.clone(), ..job_defaults() };
+    (0..count).map(|number| build(&requests::call(number), 1, &defaults).job).collect()
+}
+
+/// Creates Jobs, [`AT_ONCE`] at a time; returns how long each took, in microseconds.
+pub(crate) async fn create(namespace: &Namespace, orders: &[Job]) -> Vec<u32> {
     let jobs: Api<Job> = namespace.api();
     let post = PostParams { field_manager: Some("sipstuff-operator".to_owned()), ..PostParams::default() };
-    let orders: Vec<Job> = (0..count).map(|number| build(&requests::call(number), 1, &defaults).job).collect();
-    let begin = Instant::now();
     let creates = orders.iter().map(|job| async {
         let begun = Instant::now();
         jobs.create(&post, job).await.expect("a Job is made");
         u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX)
     });
-    let creates = stream::iter(creates).buffer_unordered(AT_ONCE).collect::<Vec<u32>>();
-    let (micros, ()) = tokio::join!(creates, until_there::<Job>(namespace, count));
-    let total = begin.elapsed();
-    at_rest(namespace, count).await;
-    (count as f64 / total.as_secs_f64(), Samples { micros, total })
+    stream::iter(creates).buffer_unordered(AT_ONCE).collect().await
 }
 
 /// Waits until the namespace has so many of a kind.

@@ -6,12 +6,14 @@
 //! | [`api`] | `POST /call` beside a raw JetStream publish with ack |
 //! | [`sync`] | `POST /call` and publishes on a server that syncs before it acknowledges, beside one that does not |
 //! | [`jobs`] | queue → Job beside raw `kube` creates of the same Jobs |
+//! | [`ends`] | calls whose pods end: rate, what they cost the API server, and how soon an end is told |
 //! | [`view`] | rebuild of the job view beside the raw ordered consumer; its memory; pages of `GET /jobs` |
 //! | [`memory`] | the operator's memory, idle and with a thousand running calls |
 //!
 //! [`load`] makes load and keeps the samples, [`report`] is what comes out.
 
 mod api;
+mod ends;
 mod jobs;
 mod load;
 mod memory;
@@ -27,14 +29,15 @@ use std::process::ExitCode;
 
 use report::Report;
 
-const HELP: &str = "make bench ARGS='[api] [sync] [jobs[=N]] [view[=N]] [memory[=N]] [rounds=N]'
+const HELP: &str = "make bench ARGS='[api] [sync] [jobs[=N]] [ends[=N]] [view[=N]] [memory[=N]] [rounds=N]'
 
   api       POST /call beside a raw JetStream publish
   sync      both on a server with `sync_interval: always`, beside one without
   jobs=N    queue to Job beside raw creates, N Jobs in a round (default 1000)
+  ends=N    N calls whose pods end, beside raw creates of such Jobs (default 5000)
   view=N    rebuild, memory and pages of the job view with N calls (default 100000)
   memory=N  the operator's memory, idle and with N running calls (default 1000)
-  rounds=N  how often the two sides take turns (default 5; in `view` at most 3)
+  rounds=N  how often the two sides take turns (default 5; in `view` at most 3, in `ends` 2)
 
 Without a part: all of them.";
 
@@ -44,6 +47,7 @@ struct Wanted {
     api: bool,
     sync: bool,
     jobs: Option<usize>,
+    ends: Option<usize>,
     view: Option<usize>,
     memory: Option<usize>,
     rounds: usize,
@@ -66,7 +70,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 async fn measure(wanted: Wanted) -> ExitCode {
-    let Wanted { api, sync, jobs, view, memory, rounds } = wanted;
+    let Wanted { api, sync, jobs, ends, view, memory, rounds } = wanted;
     let mut report = Report::begin();
     if api {
         report.take("api", api::measure(rounds)).await;
@@ -76,6 +80,9 @@ async fn measure(wanted: Wanted) -> ExitCode {
     }
     if let Some(count) = jobs {
         report.take("jobs", jobs::measure(rounds, count)).await;
+    }
+    if let Some(count) = ends {
+        report.take("ends", ends::measure(rounds.min(2), count)).await;
     }
     if let Some(count) = view {
         report.take("view", view::measure(rounds.min(3), count)).await;
@@ -88,7 +95,7 @@ async fn measure(wanted: Wanted) -> ExitCode {
 
 impl Wanted {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut wanted = Self { api: false, sync: false, jobs: None, view: None, memory: None, rounds: 5 };
+        let mut wanted = Self { api: false, sync: false, jobs: None, ends: None, view: None, memory: None, rounds: 5 };
         for argument in arguments {
             let (name, number) = argument.split_once('=').map_or((argument.as_str(), None), |(n, v)| (n, Some(v)));
             let number = |default| match number.map(str::parse) {
@@ -100,6 +107,7 @@ impl Wanted {
                 "api" => wanted.api = true,
                 "sync" => wanted.sync = true,
                 "jobs" => wanted.jobs = Some(number(jobs::COUNT)?),
+                "ends" => wanted.ends = Some(number(ends::COUNT)?),
                 "view" => wanted.view = Some(number(view::COUNT)?),
                 "memory" => wanted.memory = Some(number(memory::COUNT)?),
                 "rounds" => wanted.rounds = number(wanted.rounds)?,
@@ -111,10 +119,11 @@ impl Wanted {
 
     fn or_everything(self) -> Self {
         match &self {
-            Self { api: false, sync: false, jobs: None, view: None, memory: None, rounds } => Self {
+            Self { api: false, sync: false, jobs: None, ends: None, view: None, memory: None, rounds } => Self {
                 api: true,
                 sync: true,
                 jobs: Some(jobs::COUNT),
+                ends: Some(ends::COUNT),
                 view: Some(view::COUNT),
                 memory: Some(memory::COUNT),
                 rounds: *rounds,

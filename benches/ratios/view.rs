@@ -172,7 +172,13 @@ async fn write(jetstream: &Context, count: usize) {
 /// What becomes of the n-th call: of a thousand 899 succeed, 100 fail and one is running.
 fn story(number: usize, moment: Timestamp) -> Vec<StatusEvent> {
     let running = [
-        Change::Pending { attempt: 1, cluster: "bench".into(), namespace: "bench".into(), queue_sequence: 1 },
+        Change::Pending {
+            attempt: 1,
+            cluster: "bench".into(),
+            namespace: "bench".into(),
+            queue_sequence: 1,
+            ends_by: Timestamp::UNIX_EPOCH,
+        },
         Change::Running { started_at: moment },
     ];
     let mut events = vec![

@@ -103,8 +103,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<
             return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
         };
         // clap stops at the first bad value: without that one, it comes to the next.
+        let is_overruled = bad.is_overruled(&arguments);
         let was_removed = bad.remove(&mut command, &mut arguments);
-        refused.push(bad);
+        if !is_overruled {
+            refused.push(bad);
+        }
         if !was_removed {
             return Err(refuse(&refused));
         }
@@ -167,6 +170,13 @@ impl BadValue {
             None => format!("`{value}` is not accepted for {flag}: {why}"),
         };
         Some(Self { long, is_variable: variable.is_some(), text })
+    }
+
+    /// Whether it is a variable's and the flag is given as well, which goes first.
+    fn is_overruled(&self, arguments: &[OsString]) -> bool {
+        let (flag, with_value) = (format!("--{}", self.long), format!("--{}=", self.long));
+        let is_flag = |argument: &str| argument == flag || argument.starts_with(&with_value);
+        self.is_variable && arguments.iter().filter_map(|argument| argument.to_str()).any(is_flag)
     }
 
     /// Takes it out of where it came from, and says whether it could.

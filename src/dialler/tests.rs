@@ -98,7 +98,7 @@ impl World {
     fn fail(&mut self, call: &Call) {
         let last = self.last.clone().expect("it was claimed");
         let redial = redial::is_redialled(&call.spec, &last, Outcome::Busy, std::time::Duration::ZERO, self.now);
-        self.now = self.now + SignedDuration::from_secs(60);
+        self.now += SignedDuration::from_secs(60);
         let ended = Ended {
             outcome: Outcome::Busy,
             sip_code: Some(486),

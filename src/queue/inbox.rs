@@ -23,7 +23,7 @@ pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
 pub const HEADER_DUE: &str = "Sip-Due";
 
 /// Highest attempt that a message may ask for: ten that count, and those that never ran, at most one in a few seconds for a day.
-const MAX_ATTEMPT: u32 = 100_000;
+pub const MAX_ATTEMPT: u32 = 100_000;
 
 /// What a request is published with.
 #[derive(Debug, Clone, Copy)]

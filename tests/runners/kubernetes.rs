@@ -107,10 +107,6 @@ async fn a_cluster_is_known_by_the_uid_of_its_namespace() {
     let (namespace, runner) = connected().await;
     let found = Api::<CoreNamespace>::all(namespace.client.clone()).get(&namespace.name).await.unwrap();
     assert_eq!(Some(&runner.place().cluster), found.metadata.uid.as_ref());
-    let address = format!("{} (context test)", ControlPlane::shared().await.url());
-    assert_eq!(runner.place().address, address);
-    let says = runner.check().await.unwrap();
-    assert!(says.starts_with("API server v1."), "{says}");
 }
 
 #[tokio::test]
@@ -121,11 +117,11 @@ async fn a_cluster_is_known_by_its_name_where_one_is_set() {
 }
 
 #[tokio::test]
-async fn a_check_names_address_context_version_and_namespace() {
-    let (namespace, runner) = connected().await;
+async fn a_check_names_the_version_and_a_place_address_and_context() {
+    let (_namespace, runner) = connected().await;
     assert_eq!(runner.place().address, format!("{} (context test)", ControlPlane::shared().await.url()));
     let says = runner.check().await.unwrap();
-    assert!(says.starts_with("kubernetes v1.") && says.ends_with(&format!("namespace {}", namespace.name)), "{says}");
+    assert!(says.starts_with("API server v1."), "{says}");
 }
 
 #[tokio::test]

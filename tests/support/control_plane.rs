@@ -188,6 +188,14 @@ impl ControlPlane {
         rest.chain([self.etcd.pid()]).collect()
     }
 
+    /// Process number of the API server.
+    ///
+    /// # Panics
+    /// When it was killed.
+    pub fn apiserver_pid(&self) -> u32 {
+        lock(&self.apiserver).as_ref().map(Process::pid).expect("the API server runs")
+    }
+
     async fn apiserver_ready(&self) {
         let client = client(&self.folder.join("kubeconfig")).await;
         let begin = Instant::now();

@@ -96,6 +96,17 @@ pub struct Start {
     pub env: BTreeMap<String, String>,
 }
 
+/// A pod's status as the API server took it.
+#[derive(Debug, Clone)]
+pub struct Reported {
+    /// The Job that the pod belongs to.
+    pub job: String,
+    /// The pod's phase.
+    pub phase: String,
+    /// When the API server had answered.
+    pub at: Timestamp,
+}
+
 /// A running node. Its containers are killed with it; their pods stay as they were last reported, as when a machine is lost.
 #[derive(Debug)]
 pub struct TestNode {
@@ -116,6 +127,7 @@ struct Node {
 #[derive(Debug)]
 struct Records {
     starts: Mutex<Vec<Start>>,
+    reports: Mutex<Vec<Reported>>,
     running: Mutex<Running>,
     crashes: watch::Sender<HashSet<String>>,
     folder: Scratch,
@@ -133,8 +145,9 @@ impl TestNode {
     pub fn start(client: kube::Client, namespace: &str, options: NodeOptions) -> Self {
         let folder = Scratch::new("node");
         install_python(&folder);
-        let (starts, running, crashes) = Default::default();
-        Self::with_records(client, namespace, options, Arc::new(Records { starts, running, crashes, folder }))
+        let (starts, reports, running, crashes) = Default::default();
+        let records = Arc::new(Records { starts, reports, running, crashes, folder });
+        Self::with_records(client, namespace, options, records)
     }
 
     /// Starts one more node, such as in place of one that has vanished, or for another namespace. Both are counted as one: each has
@@ -186,6 +199,17 @@ impl TestNode {
         self.node.records.starts.lock().expect("no panic while the lock is held").len()
     }
 
+    /// Every status of a pod that the API server took, in order.
+    pub fn reports(&self) -> Vec<Reported> {
+        self.node.records.reports.lock().expect("no panic while the lock is held").clone()
+    }
+
+    /// How many pods have ended and were reported so.
+    pub fn ended_count(&self) -> usize {
+        let reports = self.node.records.reports.lock().expect("no panic while the lock is held");
+        reports.iter().filter(|report| matches!(report.phase.as_str(), "Succeeded" | "Failed")).count()
+    }
+
     /// How many containers run now.
     pub fn running(&self) -> usize {
         self.node.running().now
@@ -233,6 +257,12 @@ impl Node {
         let file = self.records.folder.join("starts.jsonl");
         let mut file = std::fs::File::options().create(true).append(true).open(file);
         let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
+    }
+
+    fn note_report(&self, job: &str, status: &Value) {
+        let phase = status["phase"].as_str().unwrap_or_default().to_owned();
+        let report = Reported { job: job.to_owned(), phase, at: Timestamp::now() };
+        self.records.reports.lock().expect("no panic while the lock is held").push(report);
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
@@ -591,10 +621,13 @@ impl PodTask {
 
     /// Patches the status until the API server takes it; false when the pod is gone.
     async fn report(&self, status: Value) -> bool {
-        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": status}));
+        let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": &status}));
         loop {
             match self.pods.patch_status(&self.name, &PatchParams::default(), &patch).await {
-                Ok(_) => return true,
+                Ok(_) => {
+                    self.node.note_report(&self.job, &status);
+                    return true;
+                }
                 Err(kube::Error::Api(status)) if status.code == 404 => return false,
                 // Another pod of the same name; ours is gone.
                 Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains("UID") => return false,

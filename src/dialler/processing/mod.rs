@@ -85,17 +85,18 @@ impl<'a> Processing<'a> {
 
     /// Step by step until the message is settled.
     pub(super) async fn run(mut self) -> Settlement {
-        let mut next = self.read().await;
+        if let Next::Settle(settlement) = self.read().await {
+            return settlement;
+        }
         loop {
-            match next {
+            let last = self.last.as_ref().map(|last| &last.event);
+            let step = decide(last, &self.asked, &self.dialler.cluster, now());
+            tracing::debug!(?step, "next");
+            match self.perform(step).await {
                 Next::Decide if self.dialler.closing.is_cancelled() => return Settlement::Nak(None),
                 Next::Decide => {}
                 Next::Settle(settlement) => return settlement,
             }
-            let last = self.last.as_ref().map(|last| &last.event);
-            let step = decide(last, &self.asked, &self.dialler.cluster, now());
-            tracing::debug!(?step, "next");
-            next = self.perform(step).await;
         }
     }
 

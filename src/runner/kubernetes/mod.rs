@@ -155,7 +155,9 @@ impl Runner for KubernetesRunner {
 
     async fn check(&self) -> Result<String, RunnerError> {
         let version = answer(self.client.apiserver_version()).await?.git_version;
-        answer(self.jobs.list_metadata(&ListParams::default().labels(SELECTOR).limit(1))).await?;
+        let one = ListParams::default().labels(SELECTOR).limit(1);
+        answer(self.jobs.list_metadata(&one)).await?;
+        answer(self.pods.list_metadata(&one)).await?;
         Ok(format!("API server {version}"))
     }
 

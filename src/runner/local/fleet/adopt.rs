@@ -18,7 +18,7 @@ enum Found {
     /// Nobody was called and nobody will be: as if it had never been claimed.
     Nothing,
     /// An attempt, and when it was settled.
-    Attempt(Entry, Option<SystemTime>),
+    Attempt(Box<Entry>, Option<SystemTime>),
 }
 
 impl Fleet {
@@ -61,7 +61,7 @@ fn adopt(dir: &StateDir, ttl: std::time::Duration) -> std::io::Result<Known> {
                     (Observed::Ended(_), None) => {}
                     _ => drop(known.live.insert(job.clone())),
                 }
-                known.jobs.insert(job, entry);
+                known.jobs.insert(job, *entry);
             }
             // It stays: what cannot be read may have been a call.
             Err(error) => tracing::error!(job, %error, "cannot read the folder of an attempt; its name stays taken"),
@@ -92,7 +92,7 @@ fn find(dir: &StateDir, job: &str) -> std::io::Result<Found> {
     let settled = folder.settled()?;
     let observed = observed(job, about, state, settled.is_some());
     let stop = is_stopped.then(Stop::default);
-    Ok(Found::Attempt(Entry { observed, supervisor: None, stop }, settled))
+    Ok(Found::Attempt(Box::new(Entry { observed, supervisor: None, stop }), settled))
 }
 
 /// Whose attempt a Job is, by its annotations; its name, fit to be a folder's.
