@@ -22,7 +22,7 @@
 //! http        → api call clock error_chain
 //! api         → queue status_log call_index nats call clock
 //! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
-//! reconcile   → status_log nats runner job_watch job call clock retry
+//! reconcile   → status_log nats runner job_watch job clock retry
 //! job_watch   → runner job
 //! queue       → status_log nats call clock retry
 //! status_log  → nats call

@@ -9,11 +9,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
-    call::{Change, Outcome, Status, StatusEvent},
     clock::now,
     job::{
         Observed, ObservedJob,
-        advance::{Moments, advance},
+        advance::Moments,
+        compare::{Comparison, compare},
     },
     job_watch::JobStore,
     nats::{NatsError, NatsErrorKind},
@@ -94,31 +94,26 @@ impl Reconciler {
             tracing::warn!("the status log knows nothing of this Job; it is left alone");
             return;
         };
-        let Some(last) = self.catch_up(last, job).await else { return };
-        let is_present = last.event.attempt == job.attempt && last.event.fingerprint == job.fingerprint;
-        if is_present && last.event.status == Status::Cancelling && !job.has_ended() {
-            self.stop(&job.name).await;
-        } else if is_over_for(job, &last.event) {
-            let is_ours = last.event.fingerprint == job.fingerprint;
-            self.let_go(job.name.clone(), job.has_ended() || !is_ours);
+        let Some(comparison) = self.catch_up(last, job).await else { return };
+        match comparison {
+            Comparison::Stop => self.stop(&job.name).await,
+            Comparison::LetGo { has_ended } => self.let_go(job.name.clone(), has_ended),
+            Comparison::Append(_) | Comparison::Leave => {}
         }
     }
 
-    /// Appends what the Job shows; `None` when somebody else is at it.
-    async fn catch_up(&self, mut last: Recorded, job: &ObservedJob) -> Option<Recorded> {
-        if last.event.attempt != job.attempt || last.event.cluster.as_ref() != Some(&self.cluster) {
-            return Some(last);
-        }
-        let moments = Moments::of(&last.event, self.start_seconds, now());
-        for change in advance(&last.event, &job.state, moments, |outcome| may_redial(&last.event, outcome)) {
-            // Whether it really is redialled is in the request, which only the message's holder has.
-            if matches!(&change, Change::Ended(ended) if ended.redial) {
-                return None;
+    /// Appends what the Job shows, and says what is left to do then; `None` when somebody else is at it.
+    async fn catch_up(&self, mut last: Recorded, job: &ObservedJob) -> Option<Comparison> {
+        loop {
+            let moments = Moments::of(&last.event, self.start_seconds, now());
+            match compare(&last.event, job, &self.cluster, moments) {
+                Comparison::Append(change) => {
+                    let event = last.event.next(change, now()).ok()?;
+                    last = self.log.append(event, last.sequence).await.ok()?;
+                }
+                comparison => return Some(comparison),
             }
-            let event = last.event.next(change, now()).ok()?;
-            last = self.log.append(event, last.sequence).await.ok()?;
         }
-        Some(last)
     }
 
     async fn stop(&self, job: &str) {
@@ -142,19 +137,6 @@ impl Reconciler {
             .await;
         });
     }
-}
-
-/// Whether an attempt that ended so may be followed by another.
-fn may_redial(last: &StatusEvent, outcome: Outcome) -> bool {
-    match outcome {
-        Outcome::NotStarted | Outcome::Unknown => true,
-        outcome => outcome.may_redial() && last.counted_attempts() < last.max_attempts,
-    }
-}
-
-/// Whether the log says that a Job's attempt is over.
-fn is_over_for(job: &ObservedJob, last: &StatusEvent) -> bool {
-    last.is_final || last.attempt > job.attempt || (last.attempt == job.attempt && !last.status.is_active())
 }
 
 /// Whether an attempt's Job has ended, or is not there any more: then there is nothing to stop.

@@ -47,7 +47,8 @@ fn module_of(file: &Path) -> String {
 /// The code of a file: without comments, and without its tests.
 fn code(file: &Path) -> String {
     let name = file.file_name().expect("a name").to_string_lossy();
-    if ["tests.rs", "properties.rs", "fixtures.rs", "samples.rs"].contains(&name.as_ref()) {
+    let is_of_the_model = file.parent().is_some_and(|folder| folder.ends_with("model"));
+    if is_of_the_model || ["tests.rs", "properties.rs", "fixtures.rs", "samples.rs"].contains(&name.as_ref()) {
         return String::new();
     }
     let text = fs::read_to_string(file).expect("a source file");

@@ -117,7 +117,7 @@ impl Parts {
     async fn cancel(&self, name: &CallName, mut known: Option<Recorded>) -> Result<Option<StatusEvent>, NatsError> {
         loop {
             let Some(last) = self.log.last(name).await?.or_else(|| known.take()) else { return Ok(None) };
-            let Some(change) = change(&last.event) else { return Ok(Some(last.event)) };
+            let Some(change) = last.event.cancel() else { return Ok(Some(last.event)) };
             match self.record(&last, change).await {
                 Ok(event) => {
                     self.drop_timer(&last.event).await;
@@ -153,14 +153,4 @@ async fn count_all(
         sum.count(cancelled)?;
     }
     Ok(())
-}
-
-/// The change that a cancel makes; `None` when there is none to make.
-fn change(last: &StatusEvent) -> Option<Change> {
-    match last.status {
-        _ if last.is_final => None,
-        Status::Cancelling => None,
-        Status::Pending | Status::Running => Some(Change::Cancelling),
-        _ => Some(Change::Cancelled { reason: "cancelled".to_owned() }),
-    }
 }

@@ -163,6 +163,16 @@ impl StatusEvent {
         self.clone().apply(Some(self.status), change, now)
     }
 
+    /// The change that a cancel makes; `None` when there is none to make.
+    pub fn cancel(&self) -> Option<Change> {
+        match self.status {
+            _ if self.is_final => None,
+            Status::Cancelling => None,
+            Status::Pending | Status::Running => Some(Change::Cancelling),
+            _ => Some(Change::Cancelled { reason: "cancelled".to_owned() }),
+        }
+    }
+
     /// A queued call for tests of what is decided by an event.
     #[cfg(test)]
     pub(crate) fn sample(id: CallId, fingerprint: Fingerprint, now: Timestamp, max_attempts: u32) -> Self {

@@ -7,7 +7,7 @@ use crate::call::{Fingerprint, Status, StatusEvent};
 /// A call may be dialled this much before its moment by our clock: timers fire by the server's.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(1);
 /// Deliveries after which a message that is ahead of the log is not believed any more.
-const MAX_DELIVERIES_AHEAD: u64 = 5;
+pub(super) const MAX_DELIVERIES_AHEAD: u64 = 5;
 
 /// What a message asks for.
 #[derive(Debug, Clone)]

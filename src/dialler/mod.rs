@@ -5,6 +5,7 @@
 
 pub mod decide;
 mod error_policy;
+mod limits;
 mod processing;
 mod redial;
 
@@ -227,5 +228,7 @@ pub(crate) fn after(last: Option<&Recorded>) -> u64 {
     last.map_or(0, |last| last.sequence)
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

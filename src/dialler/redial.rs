@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::call::{CallSpec, Change, Fingerprint, OnUnknown, Outcome, StatusEvent};
+use crate::call::{CallSpec, Change, Fingerprint, OnUnknown, Outcome, Status, StatusEvent};
 
 /// Seconds before a call is tried again whose attempt never ran; doubles with each further one.
 const FIRST_FAULT_DELAY: u32 = 5;
@@ -12,7 +12,7 @@ const FIRST_FAULT_DELAY: u32 = 5;
 const MAX_FAULT_DELAY: u32 = 300;
 
 /// Whether the attempt in hand is followed by another if it ends so. What never ran is tried again without counting, until it has
-/// not run for as long as `patience`.
+/// not run for as long as `patience`. A call that is to be cancelled is not dialled again, however its attempt ends.
 pub(super) fn is_redialled(
     spec: &CallSpec,
     last: &StatusEvent,
@@ -20,6 +20,9 @@ pub(super) fn is_redialled(
     patience: Duration,
     now: Timestamp,
 ) -> bool {
+    if last.status == Status::Cancelling {
+        return false;
+    }
     let has_attempts_left = last.counted_attempts() < spec.max_attempts();
     match outcome {
         Outcome::NotStarted => {
@@ -141,6 +144,15 @@ mod tests {
         assert!(!is_redialled(&hold, &last, Outcome::Unknown, PATIENCE, at(NOW)));
         assert!(is_redialled(&redial, &last, Outcome::Unknown, PATIENCE, at(NOW)));
         assert!(!is_redialled(&redial, &claimed(&busy(2)), Outcome::Unknown, PATIENCE, at(NOW)));
+    }
+
+    #[test]
+    fn a_call_that_is_to_be_cancelled_is_not_dialled_again_however_it_ends() {
+        let spec = CallSpec { on_unknown: OnUnknown::Redial, ..spec(3, 300, None, None) };
+        let stopping = claimed(&[]).next(Change::Cancelling, at(NOW)).expect("a legal step");
+        for outcome in Outcome::ALL {
+            assert!(!is_redialled(&spec, &stopping, outcome, PATIENCE, at(NOW)), "{outcome}");
+        }
     }
 
     fn at(second: i64) -> Timestamp {

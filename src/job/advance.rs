@@ -5,6 +5,10 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Ending, Observed, Ran};
 use crate::call::{Change, Ended, Outcome, Status, StatusEvent, Verdict};
 
+/// How much earlier than by our clock a container may say that it started: clocks agree within a second, and Kubernetes cuts times
+/// to whole seconds.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+
 /// The moments by which an attempt is judged.
 #[derive(Debug, Clone, Copy)]
 pub struct Moments {
@@ -60,6 +64,11 @@ pub fn advance(
     }
 }
 
+/// Whether an attempt's change to `to` is what the log says now, whoever has appended it.
+pub fn is_recorded(now: &StatusEvent, attempt: u32, to: Status) -> bool {
+    now.status == to && now.attempt == attempt
+}
+
 fn ended(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) -> Vec<Change> {
     let began = ending.started_at.or(ending.succeeded.then_some(ending.completed_at));
     let running = began.filter(|_| last.status == Status::Pending).map(|started_at| Change::Running { started_at });
@@ -112,7 +121,9 @@ fn gone(last: &StatusEvent, moments: Moments, redial: impl Fn(Outcome) -> bool) 
         Status::Pending if moments.start_is_late() => {
             lost(Outcome::NotStarted, moments, "its container did not start in time", redial)
         }
-        Status::Running if last.started_at.is_some_and(|started_at| started_at >= moments.start_by) => {
+        Status::Running
+            if last.started_at.is_some_and(|started_at| started_at + CLOCK_TOLERANCE >= moments.start_by) =>
+        {
             lost(Outcome::Unknown, moments, "it was stopped for not starting in time, and had just started", redial)
         }
         _ => cancelled("deleted"),
@@ -216,11 +227,12 @@ mod tests {
         let claimed = call(vec![pending()]);
         let runs = call(vec![pending(), running()]);
         let started_late = call(vec![pending(), Change::Running { started_at: at(LATE_START + 1) }]);
+        let by_another_clock = call(vec![pending(), Change::Running { started_at: at(LATE_START - 2) }]);
         let stopping = call(vec![pending(), Change::Cancelling]);
         let over = call(vec![Change::Cancelled { reason: "x".into() }]);
         let run = Observed::Running { started_at: at(100) };
         type Row<'a> = (&'a str, &'a StatusEvent, Observed, i64, &'a [Status], Option<Outcome>);
-        let table: [Row<'_>; 26] = [
+        let table: [Row<'_>; 27] = [
             ("nothing new", &claimed, waiting(), IN_TIME, &[], None),
             ("it runs", &claimed, run.clone(), IN_TIME, &[Running], None),
             ("it runs still", &runs, run.clone(), IN_TIME, &[], None),
@@ -243,6 +255,14 @@ mod tests {
             ("it did not start in time", &claimed, Observed::Gone, LATE_START, &[Failed], Some(NotStarted)),
             ("it waits too long", &claimed, waiting(), LATE_START, &[], None),
             ("started while it was stopped", &started_late, Observed::Gone, LATE_START + 2, &[Failed], Some(Unknown)),
+            (
+                "the same, by a clock that is behind",
+                &by_another_clock,
+                Observed::Gone,
+                LATE_START,
+                &[Failed],
+                Some(Unknown),
+            ),
             ("deleted by hand, much later", &runs, Observed::Gone, LATE_START, &[Cancelled], None),
             ("silent until its time was up", &claimed, waiting(), OVER, &[Failed], Some(Unknown)),
             ("running when its time was up", &runs, run.clone(), OVER, &[Failed], Some(Unknown)),
@@ -304,6 +324,26 @@ mod tests {
             prop_assert!(!is_over || !event.status.is_active(), "an attempt that is over is not active");
             prop_assert!(is_over || event.is_final == last.is_final, "nothing ends a call whose Job lives and has time");
         }
+    }
+
+    #[test]
+    fn what_another_attempt_has_come_to_is_not_a_change_of_this_one() {
+        let first = call(vec![pending(), running()]);
+        let redialled =
+            advance(&first, &ended(Ran::Yes, Some(1), 150), moments(IN_TIME), |_| true).pop().expect("it ended");
+        let due = Change::Scheduled { due_at: at(IN_TIME) };
+        let claim = Change::Pending {
+            attempt: 2,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            queue_sequence: 2,
+            ends_by: at(OVER),
+        };
+        let second = [redialled, due, claim, running()]
+            .into_iter()
+            .fold(first.clone(), |last, change| last.next(change, at(IN_TIME)).expect("a legal step"));
+        assert!(is_recorded(&first, 1, Status::Running) && is_recorded(&second, 2, Status::Running));
+        assert!(!is_recorded(&second, 1, Status::Running));
     }
 
     #[test]

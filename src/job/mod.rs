@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod advance;
+pub mod compare;
 mod ending;
 pub mod manifest;
 pub mod observed;

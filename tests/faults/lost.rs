@@ -1,7 +1,9 @@
 //! A node, a cluster or a container that is never heard of again: the attempt ends when its time is up, and its place among the
 //! active calls is free for others.
 
-use k8s_openapi::api::batch::v1::Job;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use sipstuff_operator::call::{Outcome, Status};
 
@@ -132,4 +134,31 @@ async fn a_call_may_start_late_and_is_not_cut_off_for_it() {
     let options = NodeOptions { env, ..Default::default() };
     let _node = TestNode::start(setup.namespace().client.clone(), &setup.namespace().name, options);
     assert_eq!(setup.end_of("late").await.status, Status::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_node_is_drained_after_its_time_to_start_goes_on_in_another_pod() {
+    let setup = Setup::kubernetes(120.0).await;
+    let operator = Operator::start(hasty(setup.options()).env("JOB_DEADLINE_MARGIN_SECONDS", 60)).await;
+    accepted(&operator, &short("drained")).await;
+    let runs = setup.becomes("drained", Status::Running).await;
+    let start_by = runs.created_at.expect("it is claimed") + SignedDuration::from_secs(3);
+    eventually("its time to start is over", PATIENCE, async || Timestamp::now() > start_by).await;
+
+    setup.node().vanish();
+    let pods = setup.namespace().api::<Pod>();
+    let names = async || {
+        let pods = pods.list(&Default::default()).await.map(|pods| pods.items).unwrap_or_default();
+        pods.into_iter().filter_map(|pod| pod.metadata.name).collect::<Vec<_>>()
+    };
+    let drained = names().await.pop().expect("the pod that runs");
+    let disrupted = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"});
+    let status = json!({"status": {"phase": "Failed", "conditions": [disrupted], "containerStatuses": null}});
+    pods.patch_status(&drained, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    eventually("another pod waits", PATIENCE, async || names().await.iter().any(|name| *name != drained)).await;
+
+    let _node = another_node(&setup);
+    let end = setup.end_of("drained").await;
+    assert_eq!((end.status, end.attempt), (Status::Succeeded, 1), "{end:?}");
+    setup.queue_empties().await;
 }

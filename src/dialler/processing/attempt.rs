@@ -1,31 +1,23 @@
 //! The steps of an attempt that is ours: it is claimed, its Job is made or stopped, and one that failed may be redialled. How a Job
 //! is followed to its end is in [`super::follow`].
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{HAND_BACK, Next, Processing};
 use crate::{
     call::{Change, Outcome},
     clock::now,
-    dialler::{after, redial},
+    dialler::{Dialler, after, limits, redial},
     job::{
         Observed,
         advance::{Moments, lost},
-        manifest::{build, job_deadline},
+        manifest::build,
     },
     job_watch::{Follower, Report},
     queue::{control::PAUSED_DELAY, in_flight::Settlement},
     retry,
     runner::RunnerError,
 };
-
-/// How long what was read of the log is good enough to make a Job by. By the wall clock, which goes on while a machine is
-/// suspended.
-const FRESH: SignedDuration = SignedDuration::from_secs(1);
-/// How much longer an attempt may take than its Job, so that the cluster's own word arrives first.
-const GRACE: SignedDuration = SignedDuration::from_secs(15);
-/// How long the runner is asked for an attempt that is past its time, before its end counts as unknown.
-const LAST_TRY: SignedDuration = SignedDuration::from_secs(30);
 
 impl Processing<'_> {
     /// Claims the attempt, at its turn and unless dialling is paused. While it waited for that, the call may have been cancelled or
@@ -48,22 +40,11 @@ impl Processing<'_> {
             self.has_turn = true;
             return Next::Decide;
         }
-        let change = Change::Pending {
-            attempt,
-            cluster: self.dialler.cluster.clone(),
-            namespace: self.dialler.defaults.namespace.clone(),
-            queue_sequence: self.asked.sequence,
-            ends_by: self.ends_by(),
-        };
+        let Dialler { cluster, defaults, .. } = self.dialler;
+        let change = limits::claim(&self.call, attempt, &self.asked, cluster, defaults, now());
         let next = self.record(change).await;
         fail::fail_point!("after-claim");
         next
-    }
-
-    /// The time to start, the longest conversation and the margin are the Job's own deadline.
-    fn ends_by(&self) -> Timestamp {
-        let deadline = job_deadline(&self.call.spec, &self.dialler.defaults);
-        now().saturating_add(SignedDuration::from_secs(deadline.into()) + GRACE).unwrap_or(Timestamp::MAX)
     }
 
     pub(super) fn moments(&self) -> Moments {
@@ -82,7 +63,7 @@ impl Processing<'_> {
             if let Some(next) = self.changed_meanwhile().await {
                 return next;
             }
-            if self.is_too_late() || self.moments().start_is_late() {
+            if limits::is_too_late_to_start(&self.asked, self.moments()) {
                 return self.give_up_unless_started(&mut follower).await;
             }
             self.dialler.runner.start(&order).await
@@ -102,8 +83,8 @@ impl Processing<'_> {
 
     /// What to do instead when the log has changed since it was decided to start: whoever had to wait for long, or was suspended,
     /// may be the last to learn that the call is over and its Job gone.
-    async fn changed_meanwhile(&mut self) -> Option<Next> {
-        if now().duration_since(self.read_at).abs() < FRESH {
+    pub(super) async fn changed_meanwhile(&mut self) -> Option<Next> {
+        if limits::is_fresh(self.read_at, now()) {
             return None;
         }
         let decided_on = after(self.last.as_ref());
@@ -113,14 +94,10 @@ impl Processing<'_> {
         }
     }
 
-    fn is_too_late(&self) -> bool {
-        self.asked.not_after.is_some_and(|end| end <= now())
-    }
-
     /// The time to make the Job has passed, or `not_after` has; unless it was made, and only the answer got lost.
     async fn give_up_unless_started(&mut self, follower: &mut Follower) -> Next {
         match self.dialler.runner.find(&self.job()).await {
-            Ok(None) if self.is_too_late() => self.record(Change::Expired).await,
+            Ok(None) if limits::is_past_not_after(&self.asked, now()) => self.record(Change::Expired).await,
             Ok(None) => self.advance_to(&Observed::Gone).await,
             Ok(Some(job)) => self.follow(follower, job.state).await,
             Err(error) => self.fail(error).await,
@@ -143,8 +120,7 @@ impl Processing<'_> {
 
     /// What a runner that does not answer means: another try, until the attempt has had all its time and some more tries.
     pub(super) async fn fail(&mut self, error: RunnerError) -> Next {
-        let moments = self.moments();
-        if moments.is_over() && moments.now.duration_since(self.began) >= LAST_TRY {
+        if limits::is_given_up(self.moments(), self.began) {
             let reason = format!("its end was not heard of in time: {error}");
             return self.end_unknown(&reason).await;
         }

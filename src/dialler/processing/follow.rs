@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::{HAND_BACK, Next, Processing};
 use crate::{
-    call::{Change, Outcome},
-    dialler::after,
+    call::{Change, Outcome, Status},
+    dialler::{after, limits},
     job::{
         Observed,
-        advance::{Moments, advance},
+        advance::{Moments, advance, is_recorded},
     },
     job_watch::{Follower, News, Report},
     reconcile::has_ended,
@@ -18,6 +18,13 @@ use crate::{
 
 /// How often whoever follows a Job reads the log again, should a wake-up have been lost.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// What became of a Job that was to be removed since it did not start in time.
+enum Stopped {
+    Now,
+    Not(Observed),
+    Changed(Next),
+}
 
 impl Processing<'_> {
     pub(super) async fn follow_from(&mut self, follower: &mut Follower, report: Report) -> Next {
@@ -36,8 +43,15 @@ impl Processing<'_> {
             if !matches!(next, Next::Decide) || !self.is_active() {
                 return next;
             }
-            if let Err(error) = self.stop_what_does_not_start(&observed).await {
-                return self.fail(error).await;
+            if self.has_not_started_in_time(&observed) {
+                match self.stop_unless_started().await {
+                    Stopped::Now => {}
+                    Stopped::Not(by_now) => {
+                        observed = by_now;
+                        continue;
+                    }
+                    Stopped::Changed(next) => return next,
+                }
             }
             let before = after(self.last.as_ref());
             let news = tokio::select! {
@@ -51,7 +65,12 @@ impl Processing<'_> {
                     Err(error) => return self.fail(error).await,
                 },
                 News::Woken => match self.read().await {
-                    Next::Decide if after(self.last.as_ref()) == before => observed,
+                    Next::Decide if after(self.last.as_ref()) == before => {
+                        if let Err(error) = self.stop_again().await {
+                            return self.fail(error).await;
+                        }
+                        observed
+                    }
                     next => return next,
                 },
             };
@@ -70,17 +89,42 @@ impl Processing<'_> {
         next.unwrap_or(READ_AGAIN_EVERY).min(READ_AGAIN_EVERY)
     }
 
-    /// A Job whose container had its time to start is removed; once it is gone, the attempt has ended.
-    async fn stop_what_does_not_start(&mut self, observed: &Observed) -> Result<(), RunnerError> {
-        let Observed::Waiting { reason } = observed else { return Ok(()) };
-        if self.waits_for.is_none() && reason.is_some() {
-            self.waits_for.clone_from(reason);
+    fn has_not_started_in_time(&mut self, observed: &Observed) -> bool {
+        if let Observed::Waiting { reason: Some(reason) } = observed {
+            self.waits_for.get_or_insert_with(|| reason.clone());
         }
-        if self.moments().start_is_late() && !std::mem::replace(&mut self.is_stopped, true) {
-            tracing::warn!(reason = reason.as_deref(), "a container does not start in time; its Job is removed");
-            self.dialler.runner.stop(&self.job()).await?;
+        let last = self.last.as_ref().map(|last| &last.event);
+        !self.is_stopped && last.is_some_and(|last| limits::has_not_started_in_time(last, observed, self.moments()))
+    }
+
+    /// Removes a Job whose container had its time to start; once it is gone, the attempt has ended. Watch and log may be behind, so
+    /// both are asked first whether it has started after all.
+    async fn stop_unless_started(&mut self) -> Stopped {
+        if let Some(next) = self.changed_meanwhile().await {
+            return Stopped::Changed(next);
         }
-        Ok(())
+        match self.confirmed(Report::Missing).await {
+            Ok(Observed::Waiting { .. }) => {}
+            Ok(by_now) => return Stopped::Not(by_now),
+            Err(error) => return Stopped::Changed(self.fail(error).await),
+        }
+        let reason = self.waits_for.as_deref();
+        tracing::warn!(reason, "a container does not start in time; its Job is removed");
+        match self.dialler.runner.stop(&self.job()).await {
+            Ok(()) => {
+                self.is_stopped = true;
+                Stopped::Now
+            }
+            Err(error) => Stopped::Changed(self.fail(error).await),
+        }
+    }
+
+    /// A request to make the Job that was on its way may have arrived after the one to stop it.
+    async fn stop_again(&self) -> Result<(), RunnerError> {
+        match &self.last {
+            Some(last) if last.event.status == Status::Cancelling => self.dialler.runner.stop(&self.job()).await,
+            _ => Ok(()),
+        }
     }
 
     /// Appends the difference between what is known of the Job and the log; lets the Job go once its attempt is over.
@@ -90,7 +134,7 @@ impl Processing<'_> {
         for change in changes {
             let expected = change.status();
             let next = self.record(self.explained(change)).await;
-            let is_recorded = self.last.as_ref().is_some_and(|last| last.event.status == expected);
+            let is_recorded = self.last.as_ref().is_some_and(|now| is_recorded(&now.event, last.attempt, expected));
             if !is_recorded || !matches!(next, Next::Decide) {
                 return next;
             }
