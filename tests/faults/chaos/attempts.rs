@@ -65,9 +65,7 @@ impl Report {
         self.expect_none("an attempt does not end in time", offenders);
     }
 
-    /// Also where somebody deleted the Job or its pod; where its container had just started when it was late; and where its message was
-    /// with another cluster when its time was up, since its own operator had to let go of it: at other times that is a matter of
-    /// seconds in an hour, here of seconds in a minute.
+    /// Also where somebody deleted the Job or its pod, and where its container had just started when it was late.
     pub fn an_end_is_unknown_only_where_it_was_lost(&mut self, world: &World) {
         let harmed: HashSet<String> = world.harmed().into_iter().map(|harmed| harmed.job).collect();
         let time_to_start = SignedDuration::from_secs(world.plan.start_seconds().into());
@@ -75,20 +73,16 @@ impl Report {
             let mut starts = self.histories.starts.get(attempt.job()).into_iter().flatten();
             starts.any(|start| start.at + TOLERANCE >= attempt.claim.time + time_to_start)
         };
-        let (mut lost, mut elsewhere, mut offenders) = (0, 0, Vec::new());
+        let (mut lost, mut offenders) = (0, Vec::new());
         for attempt in self.histories.attempts().filter(|attempt| attempt.outcome() == Some(Outcome::Unknown)) {
             if self.lost.contains(attempt.job()) {
                 lost += 1;
-            } else if was_with_another_cluster(&attempt) {
-                elsewhere += 1;
             } else if !harmed.contains(attempt.job()) && !started_late(&attempt) {
                 offenders.push(attempt.job().to_owned());
             }
         }
-        self.notes.push(format!(
-            "attempts lost with a node or a cluster: {}, of them unknown: {lost}; unknown since another cluster had the message: {elsewhere}",
-            self.lost.len()
-        ));
+        self.notes
+            .push(format!("attempts lost with a node or a cluster: {}, of them unknown: {lost}", self.lost.len()));
         self.expect_none("the end of an attempt is unknown, although nothing that it needed vanished", offenders);
     }
 
@@ -145,14 +139,6 @@ impl Report {
 
 /// Whether it has ended since its time was up, and not by what its cluster said.
 fn is_given_up(attempt: &Attempt<'_>) -> bool {
-    has_reason(attempt, "not heard of in time")
-}
-
-/// Whether it was another cluster that gave it up.
-fn was_with_another_cluster(attempt: &Attempt<'_>) -> bool {
-    is_given_up(attempt) && has_reason(attempt, "which had claimed it")
-}
-
-fn has_reason(attempt: &Attempt<'_>, words: &str) -> bool {
-    attempt.end.and_then(|end| end.reason.as_deref()).is_some_and(|reason| reason.contains(words))
+    let reason = attempt.end.and_then(|end| end.reason.as_deref());
+    reason.is_some_and(|reason| reason.contains("not heard of in time"))
 }
