@@ -642,7 +642,9 @@ impl PodTask {
         let mut wanted = self.wanted.clone();
         match wanted.wait_for(|wanted| *wanted != Wanted::Running).await.map(|wanted| *wanted) {
             Ok(Wanted::Deleted(seconds)) => Duration::from_secs(seconds),
-            _ => Duration::ZERO,
+            Ok(_) => Duration::ZERO,
+            // The node has vanished, and this task is about to: nothing of it is told any more.
+            Err(_) => std::future::pending().await,
         }
     }
 
