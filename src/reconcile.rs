@@ -2,9 +2,17 @@
 //! whose calls nobody here holds. So what changed while no operator looked is recorded, a Job that is to be stopped is stopped
 //! whoever asked for it, and a settled Job is let go.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::{Notify, Semaphore};
+use jiff::SignedDuration;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -12,18 +20,22 @@ use crate::{
     clock::now,
     job::{
         Observed, ObservedJob,
-        advance::Moments,
+        advance::{Moments, Patience},
         compare::{Comparison, compare},
     },
     job_watch::JobStore,
     nats::{NatsError, NatsErrorKind},
     retry,
-    runner::Runner,
+    runner::{Runner, RunnerError},
     status_log::{Recorded, StatusLog},
 };
 
 /// How often it is compared, beside every full list.
 const EVERY: Duration = Duration::from_secs(30);
+/// How often what has just ended is: an end must be in the log before the attempt's time is up, whoever has its message.
+const ENDED_EVERY: Duration = Duration::from_secs(5);
+/// How long a Job has just ended for.
+const JUST: SignedDuration = SignedDuration::from_secs(60);
 /// Jobs that are compared at once.
 const AT_ONCE: usize = 32;
 /// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
@@ -35,27 +47,29 @@ pub struct Reconciler {
     log: StatusLog,
     runner: Arc<dyn Runner>,
     store: JobStore,
-    start_seconds: u32,
+    patience: Patience,
     cluster: String,
     closing: CancellationToken,
     tasks: TaskTracker,
     releases: Arc<Semaphore>,
+    /// The Jobs that are being let go.
+    leaving: Arc<Mutex<HashSet<String>>>,
     wanted: Arc<Notify>,
 }
 
 impl Reconciler {
-    /// For the Jobs of a runner. `start_seconds` is `JOB_START_SECONDS`, `cluster` who we are among the clusters.
+    /// For the Jobs of a runner. `cluster` is who we are among the clusters.
     pub fn new(
         log: StatusLog,
         runner: Arc<dyn Runner>,
         store: JobStore,
-        start_seconds: u32,
+        patience: Patience,
         cluster: String,
         closing: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        let (releases, wanted) = (Arc::new(Semaphore::new(RELEASED_AT_ONCE)), Arc::default());
-        Self { log, runner, store, start_seconds, cluster, closing, tasks, releases, wanted }
+        let (releases, leaving, wanted) = (Arc::new(Semaphore::new(RELEASED_AT_ONCE)), Arc::default(), Arc::default());
+        Self { log, runner, store, patience, cluster, closing, tasks, releases, leaving, wanted }
     }
 
     /// Asks [`Self::run`] to compare now.
@@ -65,13 +79,20 @@ impl Reconciler {
 
     /// Compares when it is asked to, and periodically; until the end.
     pub async fn run(self) {
+        let mut all_at = Instant::now() + EVERY;
         loop {
-            tokio::select! {
-                () = self.wanted.notified() => {}
-                () = tokio::time::sleep(EVERY) => {}
+            let is_wanted = tokio::select! {
+                () = self.wanted.notified() => true,
+                () = tokio::time::sleep(ENDED_EVERY) => false,
                 () = self.closing.cancelled() => return,
+            };
+            let mut jobs = self.store.unfollowed();
+            if is_wanted || Instant::now() >= all_at {
+                all_at = Instant::now() + EVERY;
+            } else {
+                jobs.retain(has_just_ended);
             }
-            self.reconcile(self.store.unfollowed()).await;
+            self.reconcile(jobs).await;
         }
     }
 
@@ -87,6 +108,9 @@ impl Reconciler {
     }
 
     async fn reconcile_one(&self, job: &ObservedJob) {
+        if self.leaving().contains(&job.name) {
+            return;
+        }
         let name = job.id.name();
         let read = || async { self.log.last(&name).await.or_else(corrupt_is_nothing) };
         let Some(last) = retry::until_stopped(&self.closing, "read the status log", read).await else { return };
@@ -94,7 +118,14 @@ impl Reconciler {
             tracing::warn!("the status log knows nothing of this Job; it is left alone");
             return;
         };
-        let Some(comparison) = self.catch_up(last, job).await else { return };
+        let observed = match confirmed(job.state.clone(), &job.name, &*self.runner).await {
+            Ok(state) => ObservedJob { state, ..job.clone() },
+            Err(error) => {
+                tracing::warn!(%error, "it cannot be read how a Job has ended; it is tried again");
+                return;
+            }
+        };
+        let Some(comparison) = self.catch_up(last, &observed).await else { return };
         match comparison {
             Comparison::Stop => self.stop(&job.name).await,
             Comparison::LetGo { has_ended } => self.let_go(job.name.clone(), has_ended),
@@ -105,7 +136,7 @@ impl Reconciler {
     /// Appends what the Job shows, and says what is left to do then; `None` when somebody else is at it.
     async fn catch_up(&self, mut last: Recorded, job: &ObservedJob) -> Option<Comparison> {
         loop {
-            let moments = Moments::of(&last.event, self.start_seconds, now());
+            let moments = Moments::of(&last.event, self.patience, now());
             match compare(&last.event, job, &self.cluster, moments) {
                 Comparison::Append(change) => {
                     let event = last.event.next(change, now()).ok()?;
@@ -125,6 +156,9 @@ impl Reconciler {
     /// Lets a Job go whose attempt has its end in the log, in the background, since the call does not wait for it. One that lives all
     /// the same is stopped: its call has ended otherwise, or its next attempt is under way.
     pub fn let_go(&self, job: String, has_ended: bool) {
+        if !self.leaving().insert(job.clone()) {
+            return;
+        }
         let this = self.clone();
         self.tasks.spawn(async move {
             if !has_ended {
@@ -135,7 +169,30 @@ impl Reconciler {
                 if has_ended { this.runner.release(&job).await } else { this.runner.stop(&job).await }
             })
             .await;
+            this.leaving().remove(&job);
         });
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has_just_ended(job: &ObservedJob) -> bool {
+    job.ending().is_some_and(|ending| now().duration_since(ending.completed_at) < JUST)
+}
+
+/// What was reported of a Job, asked anew where it has ended and it is not known how.
+///
+/// # Errors
+/// [`RunnerError`] when the place does not answer.
+pub async fn confirmed(observed: Observed, job: &str, runner: &dyn Runner) -> Result<Observed, RunnerError> {
+    match &observed {
+        Observed::Ended(ending) if ending.exit_code.is_none() => {
+            let found = runner.find(job).await?.filter(ObservedJob::has_ended);
+            Ok(found.map_or(observed, |job| job.state))
+        }
+        _ => Ok(observed),
     }
 }
 

@@ -33,6 +33,7 @@ use sipstuff_operator::api::{self, Api};
 use sipstuff_operator::call::{Call, CallId, Fingerprint, Status, StatusEvent, validate};
 use sipstuff_operator::call_index::CallIndex;
 use sipstuff_operator::dialler::{Dialler, Starts};
+use sipstuff_operator::job::advance::Patience;
 use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrder, Observed, ObservedJob, Ran};
 use sipstuff_operator::job_watch::JobStore;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
@@ -381,11 +382,12 @@ impl World {
         let closing = CancellationToken::new();
         closing.cancel();
         let (store, tasks) = (JobStore::default(), TaskTracker::new());
+        let patience = Patience { start_seconds: job_defaults().start_seconds, faults: KEEP };
         let reconciler = Reconciler::new(
             self.log.clone(),
             line.clone(),
             store.clone(),
-            job_defaults().start_seconds,
+            patience,
             cluster.to_owned(),
             CancellationToken::new(),
             tasks.clone(),
@@ -402,7 +404,7 @@ impl World {
             cluster: cluster.to_owned(),
             pause: Pause::never(),
             rate_limit: None,
-            fault_patience: KEEP,
+            patience,
             closing,
             tasks,
             starts: Starts::default(),

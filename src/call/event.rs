@@ -94,6 +94,9 @@ pub struct StatusEvent {
     pub queue_sequence: Option<u64>,
     /// How many attempts the call may take.
     pub max_attempts: u32,
+    /// The outcomes after which it is dialled again while attempts are left; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redial_on: Vec<Outcome>,
     /// The trace that the request belongs to (W3C Trace Context), where it named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<TraceParent>,
@@ -126,6 +129,7 @@ impl StatusEvent {
             not_before: call.spec.not_before,
             fingerprint: call.fingerprint.clone(),
             max_attempts: call.spec.max_attempts(),
+            redial_on: call.spec.redialled_outcomes(),
             traceparent: call.traceparent.clone(),
             ..Self::blank(queued_at)
         };
@@ -287,6 +291,7 @@ impl StatusEvent {
             fingerprint: Fingerprint::default(),
             queue_sequence: None,
             max_attempts: 1,
+            redial_on: Vec::new(),
             traceparent: None,
         }
     }

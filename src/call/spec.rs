@@ -185,9 +185,16 @@ impl CallSpec {
         self.retry_delay.unwrap_or(DEFAULT_RETRY_DELAY).saturating_mul(doubled).min(MAX_RETRY_DELAY)
     }
 
-    /// Whether the call is dialled again after this outcome while attempts are left.
+    /// Whether `redial_on` names this outcome, or all that it may name are meant.
     pub fn redials(&self, outcome: Outcome) -> bool {
         outcome.may_redial() && self.redial_on.as_ref().is_none_or(|outcomes| outcomes.contains(&outcome))
+    }
+
+    /// The outcomes after which the call is dialled again while attempts are left; none when there is one attempt only.
+    pub fn redialled_outcomes(&self) -> Vec<Outcome> {
+        let follows_unknown = |outcome| outcome == Outcome::Unknown && self.on_unknown == OnUnknown::Redial;
+        let is_redialled = |outcome| self.redials(outcome) || follows_unknown(outcome);
+        Outcome::ALL.into_iter().filter(|outcome| self.max_attempts() > 1 && is_redialled(*outcome)).collect()
     }
 
     /// Longest that the conversation can last, in whole seconds: ringing, every repetition and every pause. An announcement

@@ -16,7 +16,7 @@ use crate::{
     config::{QueueArgs, Settings},
     dialler::{Dialler, Starts},
     http::{self, HttpSettings},
-    job::JobDefaults,
+    job::{JobDefaults, advance::Patience},
     job_watch::{self, JobStore},
     nats::{
         Names, StreamSettings,
@@ -113,13 +113,14 @@ impl Engine {
         let open = || streams::bucket(&jetstream, &streams);
         let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
+        let patience = Patience { start_seconds: defaults.start_seconds, faults: fault_patience };
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
         let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
         let reconciler = Reconciler::new(
             log.clone(),
             runner.clone(),
             store.clone(),
-            defaults.start_seconds,
+            patience,
             cluster.clone(),
             handing_back.clone(),
             tasks.clone(),
@@ -136,7 +137,7 @@ impl Engine {
             cluster,
             pause: Pause::default(),
             rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
-            fault_patience,
+            patience,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),

@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn moments(now: i64) -> Moments {
-        Moments { now: at(now), start_by: at(700), ends_by: at(1000) }
+        Moments { start_by: at(700), ends_by: at(1000), ..Moments::unlimited(at(now)) }
     }
 
     #[test]

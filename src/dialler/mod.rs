@@ -9,7 +9,7 @@ mod limits;
 mod processing;
 mod redial;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -19,7 +19,7 @@ use tracing::Instrument;
 use crate::{
     call::{Call, CallId, FieldError, Fingerprint, Refusal, StatusEvent, validate},
     clock::now,
-    job::JobDefaults,
+    job::{JobDefaults, advance::Patience},
     job_watch::JobStore,
     nats::NatsErrorKind,
     queue::{
@@ -69,8 +69,8 @@ pub struct Dialler {
     pub pause: Pause,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
-    /// `FAULT_PATIENCE`: how long a call is tried again whose attempts never ran.
-    pub fault_patience: Duration,
+    /// How long is waited for attempts.
+    pub patience: Patience,
     /// Cancelled when the process is to end: messages are handed back.
     pub closing: CancellationToken,
     /// Every task that works on a message.

@@ -13,7 +13,8 @@ use super::{
     decode, redial,
 };
 use crate::{
-    call::{Call, Change, Ended, Outcome, StatusEvent},
+    call::{Call, Change, Outcome, StatusEvent},
+    job::advance::{Moments, lost},
     queue::{
         Delivery,
         inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
@@ -97,18 +98,8 @@ impl World {
 
     fn fail(&mut self, call: &Call) {
         let last = self.last.clone().expect("it was claimed");
-        let redial = redial::is_redialled(&call.spec, &last, Outcome::Busy, std::time::Duration::ZERO, self.now);
         self.now += SignedDuration::from_secs(60);
-        let ended = Ended {
-            outcome: Outcome::Busy,
-            sip_code: Some(486),
-            exit_code: Some(1),
-            completed_at: self.now,
-            reason: None,
-            message: None,
-            redial,
-        };
-        self.record(call, Change::Ended(ended));
+        self.record(call, lost(&last, Outcome::Busy, Moments::unlimited(self.now), "busy"));
     }
 
     /// Works on one delivery as the dialler does, with a callee who is always busy.

@@ -69,6 +69,9 @@ pub struct Job<'a> {
     pub attempt: u32,
     /// How many attempts the call may take.
     pub max_attempts: u32,
+    /// The outcomes after which it is dialled again while attempts are left.
+    #[serde(skip_serializing_if = "<[Outcome]>::is_empty")]
+    pub redial_on: &'a [Outcome],
     /// The batch that the caller named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<&'a str>,
@@ -161,6 +164,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             fingerprint,
             queue_sequence,
             max_attempts,
+            redial_on,
             traceparent,
         } = event;
         Self {
@@ -177,6 +181,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             is_final: *is_final,
             attempt: *attempt,
             max_attempts: *max_attempts,
+            redial_on,
             batch: batch.as_deref(),
             dest: dest.as_deref(),
             time: *time,

@@ -1,13 +1,24 @@
 //! What the runner has × what the log says → what to append: the one function that brings a call's record up to its Job.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Ending, Observed, Ran};
+use super::{Ending, Observed, Ran, redial::is_redialled};
 use crate::call::{Change, Ended, Outcome, Status, StatusEvent, Verdict};
 
 /// How much earlier than by our clock a container may say that it started: clocks agree within a second, and Kubernetes cuts times
 /// to whole seconds.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+
+/// How long is waited for attempts.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// `JOB_START_SECONDS`: for a container to run.
+    pub start_seconds: u32,
+    /// `FAULT_PATIENCE`: for a call whose attempts never run.
+    pub faults: Duration,
+}
 
 /// The moments by which an attempt is judged.
 #[derive(Debug, Clone, Copy)]
@@ -18,15 +29,26 @@ pub struct Moments {
     pub start_by: Timestamp,
     /// When it is over at the latest.
     pub ends_by: Timestamp,
+    /// Until when another one follows if its container never runs: `FAULT_PATIENCE` after the end of the first that did not.
+    pub patience_ends: Timestamp,
 }
 
 impl Moments {
     /// Those of the attempt that was claimed last.
-    pub fn of(last: &StatusEvent, start_seconds: u32, now: Timestamp) -> Self {
-        let claimed_at = last.created_at.unwrap_or(last.time);
-        let start_by =
-            claimed_at.saturating_add(SignedDuration::from_secs(start_seconds.into())).unwrap_or(Timestamp::MAX);
-        Self { now, start_by, ends_by: last.ends_by.unwrap_or(Timestamp::MAX) }
+    pub fn of(last: &StatusEvent, patience: Patience, now: Timestamp) -> Self {
+        let to_start = Duration::from_secs(patience.start_seconds.into());
+        let after = |moment: Timestamp, wait: Duration| moment.saturating_add(wait).unwrap_or(Timestamp::MAX);
+        Self {
+            now,
+            start_by: after(last.created_at.unwrap_or(last.time), to_start),
+            ends_by: last.ends_by.unwrap_or(Timestamp::MAX),
+            patience_ends: after(last.faults_since.unwrap_or(now), patience.faults),
+        }
+    }
+
+    /// Those of a call that nothing is known of yet: all the time in the world.
+    pub fn unlimited(now: Timestamp) -> Self {
+        Self { now, start_by: Timestamp::MAX, ends_by: Timestamp::MAX, patience_ends: Timestamp::MAX }
     }
 
     /// Whether the attempt's container had its time to start.
@@ -40,23 +62,17 @@ impl Moments {
     }
 }
 
-/// The changes that bring the log up to what is known of the Job; nothing when it is. `redial` says whether a failed attempt with
-/// that outcome is followed by another.
-pub fn advance(
-    last: &StatusEvent,
-    observed: &Observed,
-    moments: Moments,
-    redial: impl Fn(Outcome) -> bool,
-) -> Vec<Change> {
+/// The changes that bring the log up to what is known of the Job; nothing when it is.
+pub fn advance(last: &StatusEvent, observed: &Observed, moments: Moments) -> Vec<Change> {
     if last.is_final || !last.status.is_active() {
         return Vec::new();
     }
     let is_cancelling = last.status == Status::Cancelling;
     match observed {
-        Observed::Ended(ending) if is_cancelling => vec![end_of_a_cancelled(last, ending)],
-        Observed::Ended(ending) => ended(last, ending, redial),
-        Observed::Gone => vec![gone(last, moments, redial)],
-        _ if moments.is_over() => vec![over(last, moments, redial)],
+        Observed::Ended(ending) if is_cancelling => vec![end_of_a_cancelled(last, ending, moments)],
+        Observed::Ended(ending) => ended(last, ending, moments),
+        Observed::Gone => vec![gone(last, moments)],
+        _ if moments.is_over() => vec![over(last, moments)],
         Observed::Running { started_at } if last.status == Status::Pending => {
             vec![Change::Running { started_at: *started_at }]
         }
@@ -69,17 +85,17 @@ pub fn is_recorded(now: &StatusEvent, attempt: u32, to: Status) -> bool {
     now.status == to && now.attempt == attempt
 }
 
-fn ended(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) -> Vec<Change> {
+fn ended(last: &StatusEvent, ending: &Ending, moments: Moments) -> Vec<Change> {
     let began = ending.started_at.or(ending.succeeded.then_some(ending.completed_at));
     let running = began.filter(|_| last.status == Status::Pending).map(|started_at| Change::Running { started_at });
-    running.into_iter().chain([end(last, ending, redial)]).collect()
+    running.into_iter().chain([end(last, ending, moments)]).collect()
 }
 
 /// An attempt that ended before it could be stopped keeps its own end; one that was stopped is cancelled, and so is one whose
 /// pod went with its Job before anybody read how it had ended.
-fn end_of_a_cancelled(last: &StatusEvent, ending: &Ending) -> Change {
+fn end_of_a_cancelled(last: &StatusEvent, ending: &Ending, moments: Moments) -> Change {
     let had_failed = ending.exit_code.is_some() && latest_end(ending.completed_at) < last.time;
-    if ending.succeeded || had_failed { end(last, ending, |_| false) } else { cancelled("cancelled") }
+    if ending.succeeded || had_failed { end(last, ending, moments) } else { cancelled("cancelled") }
 }
 
 /// Kubernetes cuts times to whole seconds: what ended at such a time ended at any moment of that second.
@@ -90,7 +106,7 @@ fn latest_end(completed_at: Timestamp) -> Timestamp {
     }
 }
 
-fn end(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) -> Change {
+fn end(last: &StatusEvent, ending: &Ending, moments: Moments) -> Change {
     let Verdict { outcome, sip_code } = verdict(last, ending);
     Change::Ended(Ended {
         outcome,
@@ -99,7 +115,7 @@ fn end(last: &StatusEvent, ending: &Ending, redial: impl Fn(Outcome) -> bool) ->
         completed_at: ending.completed_at,
         reason: ending.reason.clone(),
         message: ending.message.clone(),
-        redial: outcome != Outcome::Answered && redial(outcome),
+        redial: is_redialled(last, outcome, moments),
     })
 }
 
@@ -115,28 +131,28 @@ fn verdict(last: &StatusEvent, ending: &Ending) -> Verdict {
 }
 
 /// The Job was removed before its end. One that had its time to start was removed by us; any other, by somebody else.
-fn gone(last: &StatusEvent, moments: Moments, redial: impl Fn(Outcome) -> bool) -> Change {
+fn gone(last: &StatusEvent, moments: Moments) -> Change {
     match last.status {
         Status::Cancelling => cancelled("cancelled"),
         Status::Pending if moments.start_is_late() => {
-            lost(Outcome::NotStarted, moments, "its container did not start in time", redial)
+            lost(last, Outcome::NotStarted, moments, "its container did not start in time")
         }
         Status::Running
             if last.started_at.is_some_and(|started_at| started_at + CLOCK_TOLERANCE >= moments.start_by) =>
         {
-            lost(Outcome::Unknown, moments, "it was stopped for not starting in time, and had just started", redial)
+            lost(last, Outcome::Unknown, moments, "it was stopped for not starting in time, and had just started")
         }
         _ => cancelled("deleted"),
     }
 }
 
-/// The attempt had all its time. A cancelled call is not dialled again, whatever became of its stop.
-fn over(last: &StatusEvent, moments: Moments, redial: impl Fn(Outcome) -> bool) -> Change {
+/// The attempt had all its time.
+fn over(last: &StatusEvent, moments: Moments) -> Change {
     let reason = match last.status {
         Status::Cancelling => "it was to be stopped, and its end was not heard of in time",
         _ => "its end was not heard of in time",
     };
-    lost(Outcome::Unknown, moments, reason, |outcome| last.status != Status::Cancelling && redial(outcome))
+    lost(last, Outcome::Unknown, moments, reason)
 }
 
 fn cancelled(reason: &str) -> Change {
@@ -144,7 +160,7 @@ fn cancelled(reason: &str) -> Change {
 }
 
 /// The end of an attempt that nobody has seen end.
-pub fn lost(outcome: Outcome, moments: Moments, reason: &str, redial: impl Fn(Outcome) -> bool) -> Change {
+pub fn lost(last: &StatusEvent, outcome: Outcome, moments: Moments, reason: &str) -> Change {
     Change::Ended(Ended {
         outcome,
         sip_code: None,
@@ -152,7 +168,7 @@ pub fn lost(outcome: Outcome, moments: Moments, reason: &str, redial: impl Fn(Ou
         completed_at: moments.now,
         reason: Some(reason.to_owned()),
         message: None,
-        redial: redial(outcome),
+        redial: is_redialled(last, outcome, moments),
     })
 }
 
@@ -173,12 +189,18 @@ mod tests {
     const OVER: i64 = 1000;
 
     fn moments(now: i64) -> Moments {
-        Moments { now: at(now), start_by: at(LATE_START), ends_by: at(OVER) }
+        Moments { now: at(now), start_by: at(LATE_START), ends_by: at(OVER), patience_ends: at(now) }
     }
 
     fn call(changes: Vec<Change>) -> StatusEvent {
+        redialled_on(&[Outcome::Busy], changes)
+    }
+
+    /// A call of three attempts that is dialled again after these outcomes.
+    fn redialled_on(outcomes: &[Outcome], changes: Vec<Change>) -> StatusEvent {
         let id = CallId::parse("a").expect("an id");
-        let mut event = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
+        let queued = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
+        let mut event = StatusEvent { redial_on: outcomes.to_vec(), ..queued };
         for change in changes {
             event = event.next(change, at(100)).expect("a legal step");
         }
@@ -211,7 +233,7 @@ mod tests {
 
     /// The states that follow, and the outcome of the last.
     fn steps(last: &StatusEvent, observed: &Observed, now: i64) -> (Vec<Status>, Option<Outcome>) {
-        let changes = advance(last, observed, moments(now), |outcome| outcome == Outcome::Busy);
+        let changes = advance(last, observed, moments(now));
         let mut event = last.clone();
         for change in &changes {
             event = event.next(change.clone(), at(now)).expect("only legal steps are decided on");
@@ -293,13 +315,13 @@ mod tests {
     /// An active call, or one that was just found to have failed with a redial to come, or has ended.
     fn last() -> impl Strategy<Value = StatusEvent> {
         let changes = prop::collection::vec(prop_oneof![Just(running()), Just(Change::Cancelling)], 0..3);
-        (changes, prop::option::of((observed(), any::<bool>()))).prop_map(|(changes, then)| {
-            let mut event = call(vec![pending()]);
+        (any::<bool>(), changes, prop::option::of(observed())).prop_map(|(redial, changes, then)| {
+            let mut event = redialled_on(if redial { &Outcome::ALL } else { &[] }, vec![pending()]);
             for change in changes {
                 event = event.next(change, at(100)).unwrap_or(event);
             }
-            if let Some((observed, redial)) = then {
-                for change in advance(&event, &observed, moments(IN_TIME), |_| redial) {
+            if let Some(observed) = then {
+                for change in advance(&event, &observed, moments(IN_TIME)) {
                     event = event.next(change, at(100)).expect("a legal step");
                 }
             }
@@ -312,14 +334,13 @@ mod tests {
         fn whatever_is_known_the_steps_are_legal_and_advancing_again_changes_nothing(
             last in last(),
             observed in observed(),
-            redial in any::<bool>(),
             now in 150_i64..1200,
         ) {
             let mut event = last.clone();
-            for change in advance(&last, &observed, moments(now), |_| redial) {
+            for change in advance(&last, &observed, moments(now)) {
                 event = event.next(change, at(now)).expect("a legal step");
             }
-            prop_assert_eq!(advance(&event, &observed, moments(now), |_| redial), Vec::new());
+            prop_assert_eq!(advance(&event, &observed, moments(now)), Vec::new());
             let is_over = matches!(observed, Observed::Ended(_) | Observed::Gone) || now >= OVER;
             prop_assert!(!is_over || !event.status.is_active(), "an attempt that is over is not active");
             prop_assert!(is_over || event.is_final == last.is_final, "nothing ends a call whose Job lives and has time");
@@ -329,8 +350,7 @@ mod tests {
     #[test]
     fn what_another_attempt_has_come_to_is_not_a_change_of_this_one() {
         let first = call(vec![pending(), running()]);
-        let redialled =
-            advance(&first, &ended(Ran::Yes, Some(1), 150), moments(IN_TIME), |_| true).pop().expect("it ended");
+        let redialled = advance(&first, &ended(Ran::Yes, Some(1), 150), moments(IN_TIME)).pop().expect("it ended");
         let due = Change::Scheduled { due_at: at(IN_TIME) };
         let claim = Change::Pending {
             attempt: 2,
@@ -356,20 +376,21 @@ mod tests {
 
     #[test]
     fn a_failed_attempt_is_final_unless_its_outcome_is_redialled() {
-        let last = call(vec![pending(), running()]);
-        let end = |redial: bool| {
+        let end = |redial_on: &[Outcome]| {
+            let last = redialled_on(redial_on, vec![pending(), running()]);
             let observed = ended(Ran::Yes, Some(1), 150);
-            let change = advance(&last, &observed, moments(IN_TIME), |_| redial).pop().expect("it ended");
+            let change = advance(&last, &observed, moments(IN_TIME)).pop().expect("it ended");
             last.next(change, at(200)).expect("a legal step")
         };
-        assert!(end(false).is_final && !end(true).is_final);
-        assert_eq!(end(true).sip_code, Some(486));
+        let (final_end, redialled) = (end(&[Outcome::NoAnswer]), end(&[Outcome::Busy]));
+        assert!(final_end.is_final && !redialled.is_final);
+        assert_eq!(redialled.sip_code, Some(486));
     }
 
     #[test]
     fn a_cancelled_call_whose_end_nobody_heard_of_is_not_dialled_again() {
-        let stopping = call(vec![pending(), running(), Change::Cancelling]);
-        let change = advance(&stopping, &waiting(), moments(OVER), |_| true).pop().expect("it ends");
+        let stopping = redialled_on(&Outcome::ALL, vec![pending(), running(), Change::Cancelling]);
+        let change = advance(&stopping, &waiting(), moments(OVER)).pop().expect("it ends");
         assert!(stopping.next(change, at(OVER)).expect("a legal step").is_final);
     }
 }

@@ -4,7 +4,7 @@ use super::{
     ObservedJob,
     advance::{Moments, advance},
 };
-use crate::call::{Change, Outcome, Status, StatusEvent};
+use crate::call::{Change, Status, StatusEvent};
 
 /// What becomes of a Job that nobody follows.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,13 +28,10 @@ pub fn compare(last: &StatusEvent, job: &ObservedJob, cluster: &str, moments: Mo
     let is_of_the_attempt = last.attempt == job.attempt;
     if is_of_the_attempt
         && last.cluster.as_deref() == Some(cluster)
-        && let Some(change) = advance(last, &job.state, moments, |outcome| may_redial(last, outcome)).into_iter().next()
+        && let Some(change) = advance(last, &job.state, moments).into_iter().next()
+        && is_seen(&change, job)
     {
-        return match change {
-            // Whether it really is redialled is in the request, which only the message's holder has.
-            Change::Ended(ended) if ended.redial => Comparison::Leave,
-            change => Comparison::Append(change),
-        };
+        return Comparison::Append(change);
     }
     if is_of_the_attempt && is_of_the_request && last.status == Status::Cancelling && !job.has_ended() {
         Comparison::Stop
@@ -45,12 +42,9 @@ pub fn compare(last: &StatusEvent, job: &ObservedJob, cluster: &str, moments: Mo
     }
 }
 
-/// Whether an attempt that ended so may be followed by another.
-fn may_redial(last: &StatusEvent, outcome: Outcome) -> bool {
-    match outcome {
-        Outcome::NotStarted | Outcome::Unknown => true,
-        outcome => outcome.may_redial() && last.counted_attempts() < last.max_attempts,
-    }
+/// Whether the Job has shown it. An end that it did not show in time is for whoever holds the message, who asks the runner once more.
+fn is_seen(change: &Change, job: &ObservedJob) -> bool {
+    job.has_ended() || !matches!(change, Change::Ended(_))
 }
 
 /// Whether the log says that a Job's attempt is over.

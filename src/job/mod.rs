@@ -7,6 +7,7 @@ pub mod compare;
 mod ending;
 pub mod manifest;
 pub mod observed;
+mod redial;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

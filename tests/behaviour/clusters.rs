@@ -1,9 +1,13 @@
 //! Several clusters on one queue: each carries on its own calls only.
 
-use serde_json::json;
-use sipstuff_operator::call::Status;
+use std::time::Duration;
 
-use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, request, with};
+use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
+use futures::StreamExt;
+use serde_json::json;
+use sipstuff_operator::call::{Outcome, Status};
+
+use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, eventually_some, request, with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_of_another_cluster_is_left_alone() {
@@ -23,4 +27,43 @@ async fn a_call_of_another_cluster_is_left_alone() {
     assert_eq!(setup.events.final_of("theirs", PATIENCE).await.status, Status::Succeeded);
     assert_eq!(setup.calls_to("+490").len(), 1);
     setup.queue_empties().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_is_recorded_by_its_own_cluster_while_another_has_the_message_also_when_it_is_redialled() {
+    let setup = Setup::local(3.0).await;
+    let mut own = setup.operator().await;
+    let again = json!({"id": "busy", "max_attempts": 2, "retry_delay": 1});
+    accepted(&own, &with(request("+49486", "a"), again)).await;
+    setup.becomes("busy", Status::Running).await;
+    own.terminate(PATIENCE).await;
+
+    // Another cluster has it, and hands it back only when the end is known.
+    let message = eventually_some("the message is handed back", PATIENCE, async || handed_back(&setup).await).await;
+    let own = own.restart().await;
+    let failed = tokio::select! {
+        failed = setup.becomes("busy", Status::Failed) => failed,
+        () = keep_in_progress(&message) => unreachable!("it goes on"),
+    };
+    assert_eq!((failed.outcome, failed.attempt, failed.is_final), (Some(Outcome::Busy), 1, false), "{failed:?}");
+    message.ack_with(AckKind::Nak(None)).await.expect("it is handed back");
+
+    let end = setup.end_of("busy").await;
+    assert_eq!((end.outcome, end.attempt), (Some(Outcome::Busy), 2), "{end:?}");
+    assert_eq!(setup.calls_to("+49486").len(), 2);
+    setup.queue_empties().await;
+    drop(own);
+}
+
+/// A message of the queue that is not in flight.
+async fn handed_back(setup: &Setup) -> Option<Message> {
+    let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
+    queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok()
+}
+
+async fn keep_in_progress(message: &Message) {
+    loop {
+        message.ack_with(AckKind::Progress).await.expect("NATS is there");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::process::{Process, Scratch, free_port, tool};
 use super::proxy::Proxy;
-use super::wait::eventually_some;
+use super::wait::POLL;
 
 /// How long a server may take to come up, on a machine that does much else.
 const START: Duration = Duration::from_secs(240);
@@ -120,10 +120,12 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("namespace {name} is not made: {error}"));
         // Pods are refused until their service account is there, and the Job controller is slow to try again.
         let accounts = Api::<ServiceAccount>::namespaced(client.clone(), &name);
-        eventually_some(format!("the default service account of {name}"), START, async || {
-            accounts.get_opt("default").await.ok().flatten()
-        })
-        .await;
+        // A loop, since a future with an asynchronous closure in it cannot be spawned.
+        let begin = Instant::now();
+        while !matches!(accounts.get_opt("default").await, Ok(Some(_))) {
+            assert!(begin.elapsed() < START, "the default service account of {name} is not made");
+            tokio::time::sleep(POLL).await;
+        }
         let logs = ["kube-apiserver.log", "kube-controller-manager.log"].map(|log| self.folder.join(log));
         Namespace { name, kubeconfig, client, bin: self.bin.clone(), logs, cleaner: self.cleaner.clone(), folder }
     }

@@ -78,6 +78,8 @@ pub struct Instant {
 /// One start of a container.
 #[derive(Debug, Clone, Serialize)]
 pub struct Start {
+    /// Name of the node.
+    pub node: String,
     /// UID of the pod.
     pub pod_uid: String,
     /// Name of the pod.
@@ -116,6 +118,14 @@ pub struct TestNode {
 struct Node {
     name: String,
     options: NodeOptions,
+    records: Arc<Records>,
+    /// The Jobs of the pods whose end is not reported yet, by the pods' UIDs. When the node vanishes, they stay here.
+    in_hand: Mutex<HashMap<String, String>>,
+}
+
+/// What is recorded of containers; shared by nodes that are counted as one.
+#[derive(Debug)]
+struct Records {
     starts: Mutex<Vec<Start>>,
     reports: Mutex<Vec<Reported>>,
     running: Mutex<Running>,
@@ -133,12 +143,23 @@ struct Running {
 impl TestNode {
     /// Starts a node for the pods of a namespace; of all, when it is empty.
     pub fn start(client: kube::Client, namespace: &str, options: NodeOptions) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let name = format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = Scratch::new("node");
         install_python(&folder);
         let (starts, reports, running, crashes) = Default::default();
-        let node = Arc::new(Node { name, options, starts, reports, running, crashes, folder });
+        let records = Arc::new(Records { starts, reports, running, crashes, folder });
+        Self::with_records(client, namespace, options, records)
+    }
+
+    /// Starts one more node, such as in place of one that has vanished, or for another namespace. Both are counted as one: each has
+    /// the starts and the containers of both.
+    pub fn another(&self, client: kube::Client, namespace: &str) -> Self {
+        Self::with_records(client, namespace, self.node.options.clone(), Arc::clone(&self.node.records))
+    }
+
+    fn with_records(client: kube::Client, namespace: &str, options: NodeOptions, records: Arc<Records>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("node-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let node = Arc::new(Node { name, options, records, in_hand: Mutex::default() });
         let task = tokio::spawn(serve(Arc::clone(&node), client, namespace.to_owned()));
         Self { node, task }
     }
@@ -148,9 +169,24 @@ impl TestNode {
         self.task.abort();
     }
 
+    /// Its name, as its pods have it.
+    pub fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// The Jobs whose pods it has in hand: their end is not reported, and when the node vanishes it never will be.
+    pub fn jobs_in_hand(&self) -> HashSet<String> {
+        self.node.in_hand().values().cloned().collect()
+    }
+
+    /// Whether it has this pod in hand.
+    pub fn has_in_hand(&self, pod_uid: &str) -> bool {
+        self.node.in_hand().contains_key(pod_uid)
+    }
+
     /// Every start of a container, in order.
     pub fn starts(&self) -> Vec<Start> {
-        self.node.starts.lock().expect("no panic while the lock is held").clone()
+        self.node.records.starts.lock().expect("no panic while the lock is held").clone()
     }
 
     /// The starts of one Job's containers: more than one is a second call.
@@ -160,17 +196,17 @@ impl TestNode {
 
     /// How many containers were started.
     pub fn start_count(&self) -> usize {
-        self.node.starts.lock().expect("no panic while the lock is held").len()
+        self.node.records.starts.lock().expect("no panic while the lock is held").len()
     }
 
     /// Every status of a pod that the API server took, in order.
     pub fn reports(&self) -> Vec<Reported> {
-        self.node.reports.lock().expect("no panic while the lock is held").clone()
+        self.node.records.reports.lock().expect("no panic while the lock is held").clone()
     }
 
     /// How many pods have ended and were reported so.
     pub fn ended_count(&self) -> usize {
-        let reports = self.node.reports.lock().expect("no panic while the lock is held");
+        let reports = self.node.records.reports.lock().expect("no panic while the lock is held");
         reports.iter().filter(|report| matches!(report.phase.as_str(), "Succeeded" | "Failed")).count()
     }
 
@@ -186,14 +222,14 @@ impl TestNode {
 
     /// Kills the container of a pod, as the kernel does when memory is short.
     pub fn crash(&self, pod_uid: &str) {
-        self.node.crashes.send_modify(|crashes| {
+        self.node.records.crashes.send_modify(|crashes| {
             crashes.insert(pod_uid.to_owned());
         });
     }
 
     /// The starts as a file, one JSON object a line.
     pub fn starts_file(&self) -> PathBuf {
-        self.node.folder.join("starts.jsonl")
+        self.node.records.folder.join("starts.jsonl")
     }
 
     /// What the containers of a Job have written.
@@ -211,25 +247,30 @@ impl Drop for TestNode {
 
 impl Node {
     fn log(&self, uid: &str) -> PathBuf {
-        self.folder.join(format!("{uid}.log"))
+        self.records.folder.join(format!("{uid}.log"))
     }
 
     fn record(&self, start: Start) {
         let line = serde_json::to_string(&start).expect("strings and a time");
-        let mut starts = self.starts.lock().expect("no panic while the lock is held");
+        let mut starts = self.records.starts.lock().expect("no panic while the lock is held");
         starts.push(start);
-        let mut file = std::fs::File::options().create(true).append(true).open(self.folder.join("starts.jsonl"));
+        let file = self.records.folder.join("starts.jsonl");
+        let mut file = std::fs::File::options().create(true).append(true).open(file);
         let _ = file.as_mut().map(|file| writeln!(file, "{line}"));
     }
 
     fn note_report(&self, job: &str, status: &Value) {
         let phase = status["phase"].as_str().unwrap_or_default().to_owned();
         let report = Reported { job: job.to_owned(), phase, at: Timestamp::now() };
-        self.reports.lock().expect("no panic while the lock is held").push(report);
+        self.records.reports.lock().expect("no panic while the lock is held").push(report);
     }
 
     fn running(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().expect("no panic while the lock is held")
+        self.records.running.lock().expect("no panic while the lock is held")
+    }
+
+    fn in_hand(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.in_hand.lock().expect("no panic while the lock is held")
     }
 
     /// Counts a container that runs until it is dropped.
@@ -336,7 +377,13 @@ fn apply(
     let (sender, wanted) = watch::channel(wanted);
     pods.insert(uid(&pod), sender);
     let task = PodTask::new(Arc::clone(node), client, &pod, wanted);
-    tasks.spawn(task.live(pod));
+    node.in_hand().insert(task.uid.clone(), task.job.clone());
+    let node = Arc::clone(node);
+    tasks.spawn(async move {
+        let uid = task.uid.clone();
+        task.live(pod).await;
+        node.in_hand().remove(&uid);
+    });
 }
 
 /// The life of one pod on the node.
@@ -396,9 +443,10 @@ impl PodTask {
         let started_at = Timestamp::now();
         self.record(started_at, &prepared);
         // Reported while it runs: an outage of the API server does not stop a container.
-        let (ended, ()) =
+        let (ended, _) =
             tokio::join!(self.run(&prepared, &container), self.report(running(&pod, &container, started_at)),);
         self.report(finished(&pod, &container, started_at, &ended)).await;
+        self.node.in_hand().remove(&self.uid);
         self.deletion().await;
         self.remove().await;
     }
@@ -409,19 +457,19 @@ impl PodTask {
         let callee = self.node.options.callee.map(|callee| callee(&argv));
         let Callee { exit_code, after, message } = callee.unwrap_or(Callee { exit_code, after, message: None });
         let started_at = Timestamp::now();
+        // Reported before it starts: its pod is not bound, so one that is not reported may start on another node.
+        if !self.report(running(pod, container, started_at)).await {
+            return;
+        }
         self.record(started_at, &Prepared { argv: Vec::new(), env: BTreeMap::new() });
         let counted = self.node.count();
-        let end = async {
-            // It runs for so long whatever the API server does meanwhile, unless its pod is removed.
-            let ended = tokio::select! {
-                () = tokio::time::sleep(after) => (exit_code, message),
-                _ = self.deletion() => (137, None),
-                () = self.crash() => (137, None),
-            };
-            drop(counted);
-            ended
+        // It runs for so long whatever the API server does meanwhile, unless its pod is removed.
+        let (exit_code, message) = tokio::select! {
+            () = tokio::time::sleep(after) => (exit_code, message),
+            _ = self.deletion() => (137, None),
+            () = self.crash() => (137, None),
         };
-        let ((exit_code, message), ()) = tokio::join!(end, self.report(running(pod, container, started_at)));
+        drop(counted);
         let ended = Ended { exit_code, signal: None, message, finished_at: Timestamp::now() };
         self.report(finished(pod, container, started_at, &ended)).await;
     }
@@ -513,6 +561,7 @@ impl PodTask {
 
     fn record(&self, at: Timestamp, prepared: &Prepared) {
         self.node.record(Start {
+            node: self.node.name.clone(),
             pod_uid: self.uid.clone(),
             pod: self.name.clone(),
             job: self.job.clone(),
@@ -547,14 +596,14 @@ impl PodTask {
     fn spawn(&self, prepared: &Prepared) -> std::io::Result<Child> {
         let log = std::fs::File::options().create(true).append(true).open(self.node.log(&self.uid))?;
         let (program, args) = prepared.argv.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
-        let bin = self.node.folder.join("bin");
+        let bin = self.node.records.folder.join("bin");
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
         // A name is looked up in our own PATH and not in the one given, so the shim is named in full.
         let program = if program == "python3" { bin.join(program) } else { program.into() };
         let mut command = tokio::process::Command::new(program);
-        command.args(args).env_clear().current_dir(self.node.folder.path());
+        command.args(args).env_clear().current_dir(self.node.records.folder.path());
         command.env("PATH", path).env("SIPSTUFF_BIN", BINARY);
-        command.env("HOME", self.node.folder.path()).env("HOSTNAME", &self.name);
+        command.env("HOME", self.node.records.folder.path()).env("HOSTNAME", &self.name);
         command.envs(self.node.options.env.iter().map(|(name, value)| (name, value))).envs(&prepared.env);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn()?;
@@ -570,15 +619,18 @@ impl PodTask {
         Some(tail(&std::fs::read(self.node.log(&self.uid)).unwrap_or_default()))
     }
 
-    /// Patches the status until the API server takes it, or the pod is gone.
-    async fn report(&self, status: Value) {
+    /// Patches the status until the API server takes it; false when the pod is gone.
+    async fn report(&self, status: Value) -> bool {
         let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": &status}));
         loop {
             match self.pods.patch_status(&self.name, &PatchParams::default(), &patch).await {
-                Ok(_) => return self.node.note_report(&self.job, &status),
-                Err(kube::Error::Api(status)) if status.code == 404 => return,
+                Ok(_) => {
+                    self.node.note_report(&self.job, &status);
+                    return true;
+                }
+                Err(kube::Error::Api(status)) if status.code == 404 => return false,
                 // Another pod of the same name; ours is gone.
-                Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains("UID") => return,
+                Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains("UID") => return false,
                 Err(kube::Error::Api(status)) if status.code == 422 => panic!("a pod status is refused: {status:?}"),
                 Err(_) => tokio::time::sleep(AGAIN).await,
             }
@@ -590,13 +642,15 @@ impl PodTask {
         let mut wanted = self.wanted.clone();
         match wanted.wait_for(|wanted| *wanted != Wanted::Running).await.map(|wanted| *wanted) {
             Ok(Wanted::Deleted(seconds)) => Duration::from_secs(seconds),
-            _ => Duration::ZERO,
+            Ok(_) => Duration::ZERO,
+            // The node has vanished, and this task is about to: nothing of it is told any more.
+            Err(_) => std::future::pending().await,
         }
     }
 
     /// Waits until the container is to be killed.
     async fn crash(&self) {
-        let mut crashes = self.node.crashes.subscribe();
+        let mut crashes = self.node.records.crashes.subscribe();
         if crashes.wait_for(|crashes| crashes.contains(&self.uid)).await.is_err() {
             std::future::pending::<()>().await;
         }

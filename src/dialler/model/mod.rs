@@ -19,11 +19,16 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use stateright::{Checker, Model, Property};
 
 use crate::{
-    call::{Call, CallId, OnUnknown, validate},
-    job::{JobDefaults, samples},
+    call::{Call, CallId, OnUnknown, StatusEvent, validate},
+    job::{
+        JobDefaults,
+        advance::{Moments, Patience},
+        samples,
+    },
 };
 use graph::Graph;
 use surroundings::Action;
@@ -74,6 +79,10 @@ impl Setup {
             budget,
             graph: Graph::default(),
         }
+    }
+
+    fn moments(&self, last: &StatusEvent, now: Timestamp) -> Moments {
+        Moments::of(last, Patience { start_seconds: self.defaults.start_seconds, faults: self.patience }, now)
     }
 
     /// Looks at every state, and says how many there are.

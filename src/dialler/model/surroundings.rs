@@ -10,7 +10,6 @@ use crate::{
     dialler::decide,
     job::{
         ObservedJob,
-        advance::Moments,
         compare::{Comparison, compare},
     },
 };
@@ -244,7 +243,7 @@ impl Setup {
         }
         let last = world.log.last()?;
         let seen = self.seen(job);
-        let moments = Moments::of(&last.event, self.defaults.start_seconds, at(NOW));
+        let moments = self.moments(&last.event, at(NOW));
         let mut next = world.clone();
         match compare(&last.event, &seen, self.clusters[job.cluster], moments) {
             Comparison::Append(change) => {

@@ -129,19 +129,12 @@ impl Working<'_> {
     }
 
     fn moments(&self) -> Moments {
-        let never = jiff::Timestamp::MAX;
-        self.last().map_or(Moments { now: self.now(), start_by: never, ends_by: never }, |last| {
-            Moments::of(last, self.setup.defaults.start_seconds, self.now())
-        })
+        let of = |last: &StatusEvent| self.setup.moments(last, self.now());
+        self.last().map_or_else(|| Moments::unlimited(self.now()), of)
     }
 
     fn asked(&self) -> Asked {
         self.setup.asked(&self.work)
-    }
-
-    fn redials(&self, outcome: Outcome) -> bool {
-        let Some(last) = self.last() else { return false };
-        redial::is_redialled(&self.setup.call.spec, last, outcome, self.setup.patience, self.now())
     }
 
     /// Whether the API server answers this time; when it does not, why must be known to the caller.
@@ -327,14 +320,15 @@ impl Working<'_> {
     }
 
     fn end_unknown(&mut self) -> Then {
-        let change = lost(Outcome::Unknown, self.moments(), "", |outcome| self.redials(outcome));
+        let Some(last) = self.last() else { return Then::Impossible };
+        let change = lost(last, Outcome::Unknown, self.moments(), "");
         self.record(change)
     }
 
     fn follow(&mut self, view: View, mut todo: Vec<Todo>) -> Then {
         if todo.is_empty() {
             let Some(last) = self.work.last.clone() else { return Then::Impossible };
-            let changes = advance(&last.event, &view.observed(), self.moments(), |outcome| self.redials(outcome));
+            let changes = advance(&last.event, &view.observed(), self.moments());
             todo = changes.into_iter().map(Todo).collect();
         }
         if todo.is_empty() { self.wait_for_news(view) } else { self.advance(view, todo) }

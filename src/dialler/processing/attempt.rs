@@ -1,8 +1,6 @@
 //! The steps of an attempt that is ours: it is claimed, its Job is made or stopped, and one that failed may be redialled. How a Job
 //! is followed to its end is in [`super::follow`].
 
-use jiff::Timestamp;
-
 use super::{HAND_BACK, Next, Processing};
 use crate::{
     call::{Change, Outcome},
@@ -17,6 +15,7 @@ use crate::{
     queue::{control::PAUSED_DELAY, in_flight::Settlement},
     retry,
     runner::RunnerError,
+    status_log::Recorded,
 };
 
 impl Processing<'_> {
@@ -48,10 +47,8 @@ impl Processing<'_> {
     }
 
     pub(super) fn moments(&self) -> Moments {
-        let last = self.last.as_ref().map(|last| &last.event);
-        last.map_or(Moments { now: now(), start_by: Timestamp::MAX, ends_by: Timestamp::MAX }, |last| {
-            Moments::of(last, self.dialler.defaults.start_seconds, now())
-        })
+        let of = |last: &Recorded| Moments::of(&last.event, self.dialler.patience, now());
+        self.last.as_ref().map_or_else(|| Moments::unlimited(now()), of)
     }
 
     /// Makes the Job and follows it. What can heal is tried again here, in the slot that the call has, while there is time.
@@ -136,12 +133,8 @@ impl Processing<'_> {
 
     /// Records that nobody knows how the attempt ended.
     pub(super) async fn end_unknown(&mut self, reason: &str) -> Next {
-        let change = lost(Outcome::Unknown, self.moments(), reason, |outcome| self.redials(outcome));
+        let Some(last) = &self.last else { return Next::Decide };
+        let change = lost(&last.event, Outcome::Unknown, self.moments(), reason);
         self.record(change).await
-    }
-
-    pub(super) fn redials(&self, outcome: Outcome) -> bool {
-        let Some(last) = &self.last else { return false };
-        redial::is_redialled(&self.call.spec, &last.event, outcome, self.dialler.fault_patience, now())
     }
 }

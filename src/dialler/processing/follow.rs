@@ -12,7 +12,7 @@ use crate::{
         advance::{Moments, advance, is_recorded},
     },
     job_watch::{Follower, News, Report},
-    reconcile::has_ended,
+    reconcile::{confirmed, has_ended},
     runner::RunnerError,
 };
 
@@ -83,7 +83,7 @@ impl Processing<'_> {
 
     /// Until the log is read again, or the attempt's time to start or to end is over.
     fn until_next_look(&self) -> Duration {
-        let Moments { now, start_by, ends_by } = self.moments();
+        let Moments { now, start_by, ends_by, .. } = self.moments();
         let ahead = [start_by, ends_by].into_iter().filter(|moment| *moment > now);
         let next = ahead.min().and_then(|moment| Duration::try_from(moment.duration_since(now)).ok());
         next.unwrap_or(READ_AGAIN_EVERY).min(READ_AGAIN_EVERY)
@@ -130,7 +130,7 @@ impl Processing<'_> {
     /// Appends the difference between what is known of the Job and the log; lets the Job go once its attempt is over.
     pub(super) async fn advance_to(&mut self, observed: &Observed) -> Next {
         let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else { return Next::Decide };
-        let changes = advance(&last, observed, self.moments(), |outcome| self.redials(outcome));
+        let changes = advance(&last, observed, self.moments());
         for change in changes {
             let expected = change.status();
             let next = self.record(self.explained(change)).await;
@@ -167,12 +167,7 @@ impl Processing<'_> {
     /// What a report says, asked anew where it says nothing, or not how the attempt ended.
     async fn confirmed(&self, report: Report) -> Result<Observed, RunnerError> {
         match report {
-            Report::State(Observed::Ended(ending)) if ending.exit_code.is_none() => {
-                let found = self.dialler.runner.find(&self.job()).await?;
-                let ended = found.filter(|job| job.has_ended()).map(|job| job.state);
-                Ok(ended.unwrap_or(Observed::Ended(ending)))
-            }
-            Report::State(observed) => Ok(observed),
+            Report::State(observed) => confirmed(observed, &self.job(), &*self.dialler.runner).await,
             Report::Unknown => Ok(Observed::Waiting { reason: None }),
             Report::Missing => Ok(self.dialler.runner.find(&self.job()).await?.map_or(Observed::Gone, |job| job.state)),
         }

@@ -1,16 +1,18 @@
 //! What must hold at the end, checked from the outside: the status log, the node's own list of starts, the cluster, the queue.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::consumer::PullConsumer;
 use k8s_openapi::api::batch::v1::Job;
 use kube::Api;
 use kube::api::ListParams;
 use sipstuff_operator::call::{Outcome, Status, StatusEvent};
 
-use super::faults::Injected;
+use super::attempts;
+use super::faults::{BUCKET, CONSUMERS, Injected};
 use super::histories::{self, Histories};
 use super::plan::Planned;
 use super::traffic::{Answer, Answers};
@@ -29,22 +31,31 @@ const SHOWN: usize = 5;
 
 /// What the checks found.
 pub struct Report {
-    histories: Histories,
+    pub histories: Histories,
+    /// The Jobs whose end nobody may have heard of: their node or their cluster vanished.
+    pub lost: HashSet<String>,
     /// Each violation, and the calls that it concerns.
     violations: Vec<(String, Vec<String>)>,
-    notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 impl Report {
     /// Runs every check.
     pub async fn of(world: &World, answers: &Answers) -> Self {
-        let histories = Histories::new(recorded(&world.js(), "sip.status.*").await, world.node.starts());
-        let mut report = Self { histories, violations: Vec::new(), notes: Vec::new() };
+        let histories = Histories::new(recorded(&world.js(), "sip.status.*").await, world.node().starts());
+        let lost = attempts::lost(world, &histories);
+        let mut report = Self { histories, lost, violations: Vec::new(), notes: Vec::new() };
         let calls = world.plan.calls();
         report.every_history_follows_the_rules();
         report.every_accepted_call_is_recorded(&calls, answers);
         report.every_call_ends_as_its_callee_answered(world, &calls);
         report.no_attempt_is_started_twice(world);
+        report.every_attempt_ends_in_time();
+        report.an_end_is_unknown_only_where_it_was_lost(world);
+        report.nobody_gives_an_attempt_up_before_its_time();
+        report.an_unknown_end_is_redialled_only_as_asked(&calls);
+        report.what_was_started_does_not_count_as_not_started(world);
+        report.nothing_is_claimed_in_a_pause(world);
         report.the_limit_holds(world);
         report.dead_letters(world, &calls, answers).await;
         report
@@ -91,44 +102,19 @@ impl Report {
 
     fn every_call_ends_as_its_callee_answered(&mut self, world: &World, calls: &[Planned]) {
         let harmed: HashSet<String> = world.harmed().into_iter().map(|harmed| harmed.job).collect();
+        let cancelled = world.cancelled.lock().expect("no panic while it is held").clone();
         let mut offenders = Vec::new();
         for call in calls {
             let Some(name) = self.histories.by_id.get(&call.id) else { continue };
             let events = &self.histories.by_name[name];
             let is_harmed = events.iter().any(|event| event.job.as_ref().is_some_and(|job| harmed.contains(job)));
-            if !is_harmed && !ends_as_planned(call, events) {
+            // An attempt that was lost may end so all the same; whether it may is another check.
+            let is_lost = events.last().is_some_and(|end| end.outcome == Some(Outcome::Unknown));
+            if !is_harmed && !is_lost && !ends_as_planned(call, events, cancelled.contains(name)) {
                 offenders.push(name.clone());
             }
         }
         self.expect_none("a call whose Job was left alone did not end as its callee answered", offenders);
-    }
-
-    fn no_attempt_is_started_twice(&mut self, world: &World) {
-        let harmed = world.harmed();
-        let (mut by_us, mut by_kubernetes, mut deleted_unknown, mut unanswered) = (Vec::new(), Vec::new(), 0, 0);
-        for (job, starts) in self.histories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
-            let jobs: HashSet<&str> = starts.iter().map(|start| start.job_uid.as_str()).collect();
-            let unknown_and_deleted = harmed.iter().any(|harmed| harmed.job == *job && !harmed.known_to_run);
-            let last = starts.iter().map(|start| start.at).max().expect("there are two or more");
-            match jobs.len() {
-                1 if starts.len() == 2 && world.control_was_upset(last) => unanswered += 1,
-                1 => by_kubernetes.push(job.clone()),
-                _ if unknown_and_deleted => deleted_unknown += 1,
-                _ => by_us.push(job.clone()),
-            }
-        }
-        self.notes.push(format!(
-            "attempts started again after their Job was deleted before the log knew that it ran: {deleted_unknown}"
-        ));
-        self.notes.push(format!(
-            "Jobs for which Kubernetes made a second pod, its API server having died before it answered: {unanswered}"
-        ));
-        self.expect_none("an attempt was started twice", by_us);
-        self.expect_none("Kubernetes started a second pod for a Job, although its API server was up", by_kubernetes);
-        let claimed: HashSet<&String> =
-            self.histories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
-        let unclaimed = self.histories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();
-        self.expect_none("a Job was started without a claim", unclaimed);
     }
 
     fn the_limit_holds(&mut self, world: &World) {
@@ -138,15 +124,16 @@ impl Report {
         self.expect(most <= limit, &format!("{most} calls were in progress at record {at}, the limit is {limit}"));
         // A Job that is deleted by hand is gone before its pod is.
         let deleted = world.harmed().iter().filter(|harmed| harmed.how.contains("Job")).count();
-        let ran = world.node.most_at_once();
+        let ran = world.node().most_at_once();
         self.notes.push(format!("at most {ran} containers at once"));
         self.expect(ran <= limit + deleted, &format!("{ran} containers ran at once, the limit is {limit}"));
     }
 
     async fn dead_letters(&mut self, world: &World, calls: &[Planned], answers: &Answers) {
-        let letters = messages_in(&world.js(), "SIP_DEAD").await;
+        let deleted = *world.letters_deleted.lock().expect("no panic while it is held");
+        let letters = messages_in(&world.js(), "SIP_DEAD").await + deleted;
         let invalid = calls.iter().filter(|call| !call.is_valid() && answers.of(&call.id) == Answer::Accepted).count();
-        self.notes.push(format!("{letters} dead letters for {invalid} invalid requests"));
+        self.notes.push(format!("{letters} dead letters for {invalid} invalid requests; {deleted} of them deleted"));
         // A request whose publication was not confirmed was published again.
         let holds = letters as usize >= invalid && letters as usize <= 2 * invalid + 1;
         self.expect(holds, &format!("{letters} dead letters for {invalid} invalid requests"));
@@ -194,7 +181,8 @@ impl Report {
             answers.cancels.load(Ordering::Relaxed),
         );
         let _ = writeln!(text, "  calls {}: {}", self.histories.by_name.len(), ends.join(", "));
-        let _ = writeln!(text, "  starts {}, status records {}", world.node.start_count(), self.histories.events.len());
+        let _ =
+            writeln!(text, "  starts {}, status records {}", world.node().start_count(), self.histories.events.len());
         for note in &self.notes {
             let _ = writeln!(text, "  {note}");
         }
@@ -214,36 +202,59 @@ impl Report {
     }
 }
 
-fn ends_as_planned(call: &Planned, events: &[StatusEvent]) -> bool {
+fn ends_as_planned(call: &Planned, events: &[StatusEvent], cancelled: bool) -> bool {
     let Some(end) = events.last() else { return false };
+    let may_be_cancelled = cancelled || call.cancel.is_some();
     match end.status {
-        Status::Cancelled => call.cancel.is_some(),
+        Status::Cancelled => may_be_cancelled,
         Status::Expired => call.not_after.is_some(),
         Status::Rejected => !call.is_valid(),
         Status::Succeeded => call.code == 200,
         Status::Failed if call.code == 200 => false,
         Status::Failed => {
-            let redials = call.code != 603;
-            let attempts = if redials { call.max_attempts } else { 1 };
-            end.sip_code == Some(call.code) && (end.attempt == attempts || call.cancel.is_some())
+            let is_last = call.code == 603 || end.counted_attempts() == call.max_attempts;
+            end.sip_code == Some(call.code) && (is_last || may_be_cancelled)
         }
         _ => false,
     }
 }
 
-/// Waits until every remaining Job has its TTL; returns the names of those that never get one.
+/// Waits until every Job that is left is settled; returns the names of those that never are.
 pub async fn all_released(world: &World) -> Vec<String> {
     let jobs: Api<Job> = world.namespace.api();
     let begin = Instant::now();
     loop {
-        let list = jobs.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
-        let held: HashMap<String, Job> = list
-            .into_iter()
-            .filter(|job| job.spec.as_ref().is_none_or(|spec| spec.ttl_seconds_after_finished.is_none()))
-            .map(|job| (job.metadata.name.clone().unwrap_or_default(), job))
-            .collect();
-        if held.is_empty() || begin.elapsed() > Duration::from_secs(60) {
-            return held.into_keys().collect();
+        let held = jobs.list(&ListParams::default()).await.map(|list| list.items);
+        let held = held.map(|jobs| jobs.into_iter().filter(|job| !is_settled(job)).collect::<Vec<_>>());
+        if held.as_ref().is_ok_and(Vec::is_empty) || begin.elapsed() > Duration::from_secs(60) {
+            return held.into_iter().flatten().filter_map(|job| job.metadata.name).collect();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn is_settled(job: &Job) -> bool {
+    job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_some())
+}
+
+/// Waits until everything is there again that a fault may have deleted; returns what is not.
+pub async fn missing(world: &World) -> Vec<String> {
+    let begin = Instant::now();
+    loop {
+        let mut missing = Vec::new();
+        for stream in [BUCKET, "SIP_DEAD"] {
+            if world.js().get_stream(stream).await.is_err() {
+                missing.push(stream.to_owned());
+            }
+        }
+        for (stream, consumer) in CONSUMERS {
+            let found: Result<PullConsumer, _> = world.js().get_consumer_from_stream(consumer, stream).await;
+            if found.is_err() {
+                missing.push(consumer.to_owned());
+            }
+        }
+        if missing.is_empty() || begin.elapsed() > Duration::from_secs(20) {
+            return missing;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

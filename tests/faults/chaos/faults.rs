@@ -1,9 +1,15 @@
 //! Makes the planned faults happen, each at its moment, in a task of its own; two about the same thing wait for each other.
+//!
+//! Of what the operator keeps in JetStream only that is deleted whose loss loses no call: the bucket, the consumers, the dead letters.
+//! With `SIP_CALLS`, `SIP_SCHEDULE` or `SIP_STATUS` accepted requests are lost by definition; what goes on all the same is in
+//! `tests/faults/streams.rs`. What a power loss takes from nats-server is in `tests/faults/power_loss.rs`.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::DeleteStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,11 +18,19 @@ use kube::api::{DeleteParams, ListParams};
 use sipstuff_operator::call::Status;
 use tokio::task::JoinSet;
 
+use super::pause::pause_and_restart;
 use super::plan::{Fault, Kind};
 use super::world::World;
+use crate::support::TestNode;
 
 /// The label by which a pod names its Job.
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
+/// How long to wait until something runs that can vanish in the middle of it.
+const BUSY: Duration = Duration::from_secs(5);
+/// The stream behind the bucket.
+pub const BUCKET: &str = "KV_SIP_OPERATOR";
+/// The consumers, each with its stream.
+pub const CONSUMERS: [(&str, &str); 2] = [("SIP_CALLS", "dialler"), ("SIP_SCHEDULE", "due")];
 /// What is slow, is so much slower per piece.
 const SLOW: Duration = Duration::from_millis(60);
 
@@ -30,14 +44,15 @@ pub async fn inject(world: Arc<World>, injected: Injected) {
         tokio::time::sleep(fault.at.saturating_sub(world.begin.elapsed())).await;
         *injected.lock().expect("no panic while it is held").entry(fault.kind).or_default() += 1;
         let world = Arc::clone(&world);
-        tasks.spawn(async move { happen(&world, fault).await });
+        tasks.spawn(happen(world, fault));
     }
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a fault can be injected");
     }
 }
 
-async fn happen(world: &World, fault: Fault) {
+async fn happen(world: Arc<World>, fault: Fault) {
+    let world = &*world;
     note(world, &format!("{:?} replica {} for {:?}", fault.kind, world.replicas[fault.replica].name, fault.lasts));
     let replica = &world.replicas[fault.replica];
     let time = fault.lasts;
@@ -79,7 +94,87 @@ async fn happen(world: &World, fault: Fault) {
         Kind::SlowNats => slow(&replica.nats, time).await,
         Kind::SlowKubernetes => slow(&replica.kubernetes, time).await,
         Kind::DeleteJobs | Kind::DeletePods | Kind::FailPods => harm(world, fault).await,
+        Kind::VanishNode => vanish_node(world, time).await,
+        Kind::VanishCluster => vanish_cluster(world, time).await,
+        Kind::DeleteBucket => delete_bucket(world).await,
+        Kind::DeleteConsumers => delete_consumers(world, fault).await,
+        Kind::DeleteDeadLetters => delete_dead_letters(world).await,
+        Kind::PauseAndRestart => pause_and_restart(world, fault).await,
     }
+}
+
+/// The node vanishes in the middle of its calls; for a while there is none.
+async fn vanish_node(world: &World, time: Duration) {
+    let node = world.node();
+    is_busy(&node).await;
+    node.vanish();
+    note(world, &format!("the node vanished with {} pods in hand", node.jobs_in_hand().len()));
+    tokio::time::sleep(time / 2).await;
+    world.replace_node();
+}
+
+/// The third operator vanishes with its cluster, in the middle of its calls.
+async fn vanish_cluster(world: &World, time: Duration) {
+    let mut guest = world.guest.lock().await;
+    is_busy(&guest.node).await;
+    world.vanish_guest(&mut guest);
+    note(world, &format!("{} vanished with {} pods in hand", guest.cluster, guest.node.jobs_in_hand().len()));
+    tokio::time::sleep(time).await;
+    let _alone = world.control.lock().await;
+    world.replace_guest(&mut guest).await;
+}
+
+/// Waits until a node has some pods in hand, but not for long: it may be that nothing is dialled now.
+async fn is_busy(node: &TestNode) {
+    let begin = Instant::now();
+    while node.jobs_in_hand().len() < 3 && begin.elapsed() < BUSY {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn delete_bucket(world: &World) {
+    let _unpaused = world.bucket.lock().await;
+    let _alone = world.queue.lock().await;
+    let deleted = world.js().delete_stream(BUCKET).await;
+    note(
+        world,
+        &format!(
+            "the bucket was deleted: {:?}",
+            deleted.map(|deleted| deleted.success).map_err(|error| error.to_string())
+        ),
+    );
+}
+
+async fn delete_consumers(world: &World, mut fault: Fault) {
+    let _alone = world.queue.lock().await;
+    let count = if fault.dice.percent(50) { 1 } else { CONSUMERS.len() };
+    for (stream, consumer) in &CONSUMERS[..count] {
+        let deleted = world.js().delete_consumer_from_stream(consumer, *stream).await;
+        note(world, &format!("the consumer {consumer} was deleted: {}", outcome(deleted)));
+    }
+}
+
+/// What the server says of a deletion, where it says anything.
+fn outcome<E: Display>(deleted: Result<DeleteStatus, E>) -> String {
+    deleted.map_or_else(|error| error.to_string(), |deleted| deleted.success.to_string())
+}
+
+/// The letters are counted before, and so accounted for.
+async fn delete_dead_letters(world: &World) {
+    let _alone = world.queue.lock().await;
+    let Ok(stream) = world.js().get_stream("SIP_DEAD").await else { return };
+    let letters = stream.cached_info().state.messages;
+    let deleted = world.js().delete_stream("SIP_DEAD").await;
+    if deleted.is_ok() {
+        *world.letters_deleted.lock().expect("no panic while it is held") += letters;
+    }
+    note(
+        world,
+        &format!(
+            "{letters} dead letters were deleted: {:?}",
+            deleted.map(|deleted| deleted.success).map_err(|error| error.to_string())
+        ),
+    );
 }
 
 fn note(world: &World, what: &str) {
@@ -109,7 +204,12 @@ async fn slow(proxy: &crate::support::Proxy, time: Duration) {
 async fn harm(world: &World, mut fault: Fault) {
     let _alone = world.control.lock().await;
     let pods: Api<Pod> = world.namespace.api();
-    let running = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    // Those of a node that has vanished only seem to run.
+    let running = |pod: &Pod| {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        phase == Some("Running") && world.node().has_in_hand(uid)
+    };
     for _ in 0..50 {
         let Ok(list) = pods.list(&ListParams::default()).await else { continue };
         let mut victims: Vec<Pod> = list.items.into_iter().filter(running).collect();
@@ -142,7 +242,7 @@ async fn harm_one(world: &World, kind: Kind, pod: Pod) {
         }
         Kind::DeletePods => ("its pod was deleted", pods.delete(&name, &DeleteParams::default()).await.map(drop)),
         _ => {
-            world.node.crash(pod.metadata.uid.as_deref().unwrap_or_default());
+            world.node().crash(pod.metadata.uid.as_deref().unwrap_or_default());
             ("its pod was killed", Ok(()))
         }
     };

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use jiff::SignedDuration;
-use sipstuff_operator::call::{CallName, Status, StatusEvent};
+use sipstuff_operator::call::{CallName, Outcome, Status, StatusEvent};
 
 use super::world::Harmed;
 use crate::support::node::Start;
@@ -19,6 +19,42 @@ pub struct Histories {
     pub by_id: HashMap<String, String>,
     /// By the Job's name.
     pub starts: HashMap<String, Vec<Start>>,
+}
+
+/// An attempt as the log has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The record that claims it.
+    pub claim: &'a StatusEvent,
+    /// The record that ends it.
+    pub end: Option<&'a StatusEvent>,
+}
+
+impl Attempt<'_> {
+    /// How it ended; none when it was cancelled or refused, or has not ended.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.end?.outcome
+    }
+
+    /// The name of its Job.
+    pub fn job(&self) -> &str {
+        self.claim.job.as_deref().unwrap_or_default()
+    }
+}
+
+/// The attempts of a call, by its records.
+pub fn attempts(events: &[StatusEvent]) -> impl Iterator<Item = Attempt<'_>> {
+    let claims = events.iter().enumerate().filter(|(_, event)| event.status == Status::Pending);
+    claims.map(|(number, claim)| Attempt { claim, end: events[number..].iter().find(|event| !is_active(event)) })
+}
+
+/// How many of them count.
+pub fn counted(events: &[StatusEvent]) -> usize {
+    attempts(events).filter(|attempt| attempt.outcome() != Some(Outcome::NotStarted)).count()
+}
+
+fn is_active(event: &StatusEvent) -> bool {
+    matches!(event.status, Status::Pending | Status::Running | Status::Cancelling)
 }
 
 /// A rule for the records of one call.
@@ -41,7 +77,9 @@ pub const RULES: [Rule; 7] = [
         let claims = events.iter().filter(|event| event.status == Status::Pending);
         claims.zip(1_u32..).all(|(event, attempt)| event.attempt == attempt)
     }),
-    ("there are more attempts than allowed", |events| events.iter().all(|event| event.attempt <= event.max_attempts)),
+    ("more attempts count than are allowed", |events| {
+        events.iter().all(|event| counted(events) <= event.max_attempts as usize)
+    }),
     ("a call was dialled before its time", |events| {
         let second = SignedDuration::from_secs(1);
         let too_early = |event: &StatusEvent| event.not_before.is_some_and(|moment| event.time + second < moment);
@@ -75,7 +113,7 @@ pub fn most_active(events: &[StatusEvent]) -> (usize, usize) {
     let mut active = HashSet::new();
     let mut most = (0, 0);
     for (number, event) in events.iter().enumerate() {
-        if matches!(event.status, Status::Pending | Status::Running | Status::Cancelling) {
+        if is_active(event) {
             active.insert(&event.name);
         } else {
             active.remove(&event.name);
@@ -98,6 +136,11 @@ impl Histories {
         histories
     }
 
+    /// Every attempt of every call.
+    pub fn attempts(&self) -> impl Iterator<Item = Attempt<'_>> {
+        self.by_name.values().flat_map(|events| attempts(events))
+    }
+
     /// All that is known of a call, by its name, its id or one of its Jobs.
     pub fn describe(&self, offender: &str, harmed: &[Harmed]) -> String {
         let by_job = CallName::of_job(offender).map(|name| name.to_string());
@@ -106,12 +149,14 @@ impl Histories {
         for event in self.by_name.get(&name).into_iter().flatten() {
             let _ = writeln!(
                 text,
-                "    {} #{} {} attempt {} of {}, code {:?}, message {:?} {}",
+                "    {} #{} {} {} attempt {} of {}, {}, code {:?}, message {:?} {}",
                 event.time,
                 event.revision,
                 event.status,
+                event.outcome.map_or("", Outcome::as_str),
                 event.attempt,
                 event.max_attempts,
+                event.cluster.as_deref().unwrap_or_default(),
                 event.sip_code,
                 event.queue_sequence,
                 event.reason.as_deref().unwrap_or_default()
@@ -119,7 +164,8 @@ impl Histories {
         }
         let of_call = |job: &str| CallName::of_job(job).is_some_and(|call| call.as_str() == name);
         for start in self.starts.iter().filter(|(job, _)| of_call(job)).flat_map(|(_, starts)| starts) {
-            let _ = writeln!(text, "    {} {} started, Job {}, pod {}", start.at, start.job, start.job_uid, start.pod);
+            let Start { at, job, job_uid, pod, node, .. } = start;
+            let _ = writeln!(text, "    {at} {job} started on {node}, Job {job_uid}, pod {pod}");
         }
         for harmed in harmed.iter().filter(|harmed| of_call(&harmed.job)) {
             let _ = writeln!(text, "    {}: {}, known to run: {}", harmed.job, harmed.how, harmed.known_to_run);

@@ -19,6 +19,8 @@ pub struct Plan {
     pub faults: usize,
 }
 
+/// Seconds that a conversation may last; every one of them is shorter.
+const LONGEST_CALL: u32 = 3;
 /// The seed of `make test`, so that every change meets the same plan; `make chaos` takes a new one.
 const SEED: u64 = 627_442;
 
@@ -33,7 +35,7 @@ impl Plan {
         Self {
             seed: number("CHAOS_SEED").unwrap_or(SEED),
             calls: size("CHAOS_CALLS", 150),
-            faults: size("CHAOS_FAULTS", 12),
+            faults: size("CHAOS_FAULTS", FIRST.len() as u64),
         }
     }
 
@@ -45,6 +47,16 @@ impl Plan {
     /// `MAX_ACTIVE_CALLS`.
     pub fn active_calls(&self) -> usize {
         (self.calls / 30).clamp(20, 120)
+    }
+
+    /// `CALLS_PER_SECOND`, of every second seed: so that the bucket matters, and that it does not.
+    pub fn calls_per_second(&self) -> usize {
+        if self.seed.is_multiple_of(2) { self.active_calls() } else { 0 }
+    }
+
+    /// `JOB_START_SECONDS`.
+    pub fn start_seconds(&self) -> u32 {
+        if self.is_big() { 30 } else { 15 }
     }
 
     /// Every call, in the order in which it is submitted.
@@ -80,7 +92,7 @@ impl Plan {
             let may_die = if number < self.faults / 2 { 2 } else { 1 };
             faults.push(Fault::new(&mut dice, number, at, may_die));
             at +=
-                Duration::from_millis(if self.is_big() { dice.between(2500, 7500) } else { dice.between(1500, 5500) });
+                Duration::from_millis(if self.is_big() { dice.between(2500, 7500) } else { dice.between(1000, 4000) });
         }
         faults
     }
@@ -126,6 +138,8 @@ pub struct Planned {
     pub cancel: Option<Duration>,
     /// The number dialled.
     pub dest: String,
+    /// Whether it is dialled again when nobody knows how an attempt ended.
+    pub redials_unknown: bool,
 }
 
 impl Planned {
@@ -152,6 +166,7 @@ impl Planned {
             not_after: dice.percent(5).then(|| dice.between(1, 20)),
             cancel: dice.percent(8).then(|| Duration::from_millis(dice.between(0, 6000))),
             dest: format!("+49{number:07}{code}"),
+            redials_unknown: dice.percent(40),
         }
     }
 
@@ -164,7 +179,9 @@ impl Planned {
     pub fn body(&self) -> Value {
         let ahead = |seconds: u64| (Timestamp::now() + SignedDuration::from_secs(seconds as i64)).to_string();
         let mut body = json!({
-            "dest": self.dest, "text": "a", "max_attempts": self.max_attempts, "retry_delay": self.retry_delay,
+            "dest": self.dest, "text": "a", "timeout": LONGEST_CALL,
+            "max_attempts": self.max_attempts, "retry_delay": self.retry_delay,
+            "on_unknown": if self.redials_unknown { "redial" } else { "hold" },
             "not_before": self.not_before.map(ahead),
             "not_after": self.not_after.map(|seconds| ahead(seconds + self.not_before.unwrap_or(0))),
         });
@@ -229,6 +246,25 @@ pub enum Kind {
     DeletePods,
     /// Pods that run are killed, as when memory is short.
     FailPods,
+    /// The node loses its power: its containers die, and nobody reports it. Another one takes the pods to come.
+    VanishNode,
+    /// The third operator, its callers and its node are gone for good, and another cluster comes in their place.
+    VanishCluster,
+    /// The bucket is deleted.
+    DeleteBucket,
+    /// The queue's consumer is deleted, and maybe that of the timers that fired.
+    DeleteConsumers,
+    /// The stream of the dead letters is deleted, and those that are in it.
+    DeleteDeadLetters,
+    /// Dialling is paused; meanwhile a replica is restarted and a call is cancelled; then dialling goes on.
+    PauseAndRestart,
+}
+
+impl Kind {
+    /// Whether a replica's process ends by it.
+    fn ends_a_replica(self) -> bool {
+        matches!(self, Self::KillReplica | Self::TerminateReplica | Self::PauseAndRestart)
+    }
 }
 
 /// One fault to come.
@@ -248,23 +284,29 @@ pub struct Fault {
     pub dice: Dice,
 }
 
-/// The first faults, in this order, so that a small run has the worst of them.
-const FIRST: [Kind; 12] = [
+/// The first faults, in this order, so that a small run has the worst of them; first those whose calls have to be waited for.
+const FIRST: [Kind; 18] = [
+    Kind::VanishCluster,
     Kind::KillReplica,
     Kind::KillNats,
+    Kind::VanishNode,
     Kind::DeleteJobs,
     Kind::StallKubernetes,
+    Kind::DeleteConsumers,
     Kind::KillApiServer,
     Kind::FailPods,
+    Kind::PauseAndRestart,
     Kind::StallNats,
+    Kind::DeleteBucket,
     Kind::TerminateReplica,
     Kind::KillControllerManager,
+    Kind::DeleteDeadLetters,
     Kind::FreezeReplica,
     Kind::CutNats,
     Kind::CutKubernetes,
 ];
 
-const LATER: [(u64, Kind); 19] = [
+const LATER: [(u64, Kind); 25] = [
     (12, Kind::KillReplica),
     (6, Kind::TerminateReplica),
     (8, Kind::FreezeReplica),
@@ -284,13 +326,18 @@ const LATER: [(u64, Kind); 19] = [
     (6, Kind::DeleteJobs),
     (4, Kind::DeletePods),
     (4, Kind::FailPods),
+    (4, Kind::VanishNode),
+    (3, Kind::VanishCluster),
+    (3, Kind::DeleteBucket),
+    (5, Kind::DeleteConsumers),
+    (2, Kind::DeleteDeadLetters),
+    (4, Kind::PauseAndRestart),
 ];
 
 impl Fault {
     fn new(dice: &mut Dice, number: usize, at: Duration, may_die: u64) -> Self {
         let kind = FIRST.get(number).copied().unwrap_or_else(|| dice.weighted(&LATER));
-        let dies = matches!(kind, Kind::KillReplica | Kind::TerminateReplica);
-        let replica = dice.between(0, if dies { may_die - 1 } else { 1 }) as usize;
+        let replica = dice.between(0, if kind.ends_a_replica() { may_die - 1 } else { 1 }) as usize;
         let lasts = match kind {
             Kind::KillReplica | Kind::KillNats | Kind::TerminateReplica => dice.between(0, 1500),
             Kind::FreezeReplicaLong | Kind::StallNatsLong => dice.between(32_000, 40_000),

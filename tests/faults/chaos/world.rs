@@ -1,19 +1,28 @@
-//! What the faults happen to: two replicas of the operator on one queue and one cluster, each behind proxies of its own.
+//! What the faults happen to: two replicas of the operator on one queue and one cluster, each behind proxies of its own, and a
+//! third operator with a cluster of its own.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams};
 use nix::sys::signal::Signal;
 use sipstuff_operator::call::StatusEvent;
 
+use super::guest::Guest;
 use super::plan::{Plan, callee};
 use crate::support::node;
 use crate::support::operator::{Operator, OperatorOptions, Runner};
 use crate::support::process::Scratch;
 use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, TestNode};
+
+/// `JOB_DEADLINE_MARGIN_SECONDS`: small, so that what vanishes with its end is over within the run.
+const DEADLINE_MARGIN_SECONDS: u32 = 5;
 
 /// How long a settled Job is kept: longer than anything that is under way may be late.
 const JOB_TTL_SECONDS: u32 = 60;
@@ -28,17 +37,30 @@ pub struct World {
     pub nats: NatsServer,
     pub plane: ControlPlane,
     pub namespace: Namespace,
-    pub node: TestNode,
+    /// The nodes of the replicas' cluster: the last one runs, the others have vanished.
+    nodes: Mutex<Vec<Arc<TestNode>>>,
     pub replicas: [Replica; 2],
+    /// The third operator.
+    pub guest: tokio::sync::Mutex<Guest>,
     pub client: async_nats::Client,
     /// Jobs that were harmed by hand, each with what the log said of its call before.
     pub harmed: Mutex<Vec<Harmed>>,
+    /// When clusters have vanished, by their names.
+    pub vanished: Mutex<HashMap<String, Timestamp>>,
+    /// The calls that were cancelled by a fault.
+    pub cancelled: Mutex<HashSet<String>>,
+    /// From when until when nothing may have been claimed.
+    pub pauses: Mutex<Vec<(Timestamp, Timestamp)>>,
+    /// How many dead letters were deleted with their stream.
+    pub letters_deleted: Mutex<u64>,
     /// From when until when the API server or the controller manager was down.
     pub control_down: Mutex<Vec<(Timestamp, Timestamp)>>,
     /// Held while the API server or the controller manager is down.
     pub control: tokio::sync::Mutex<()>,
     /// Held while nats-server is down.
     pub queue: tokio::sync::Mutex<()>,
+    /// Held while dialling is paused, or the bucket is deleted.
+    pub bucket: tokio::sync::Mutex<()>,
     pub logs: PathBuf,
 }
 
@@ -75,21 +97,74 @@ impl World {
         let a = Replica::start("a", plan, &nats, &plane, &namespace, &logs).await;
         let b = Replica::start("b", plan, &nats, &plane, &namespace, &logs).await;
         let replicas = [a, b];
-        let (harmed, control_down, control, queue) = Default::default();
+        let guest = tokio::sync::Mutex::new(Guest::arrive(1, plan, &nats, &plane, &node, &logs).await);
+        let nodes = Mutex::new(vec![Arc::new(node)]);
+        let (harmed, vanished, cancelled, pauses, letters_deleted) = Default::default();
+        let (control_down, control, queue, bucket) = Default::default();
         Self {
             plan,
             begin: Instant::now(),
             nats,
             plane,
             namespace,
-            node,
+            nodes,
             replicas,
+            guest,
             client,
             harmed,
+            vanished,
+            cancelled,
+            pauses,
+            letters_deleted,
             control_down,
             control,
             queue,
+            bucket,
             logs,
+        }
+    }
+
+    /// The node that runs.
+    pub fn node(&self) -> Arc<TestNode> {
+        Arc::clone(self.nodes.lock().expect("no panic while it is held").last().expect("there is always one"))
+    }
+
+    /// Another node takes the pods to come.
+    pub fn replace_node(&self) {
+        let another = self.node().another(self.namespace.client.clone(), &self.namespace.name);
+        self.nodes.lock().expect("no panic while it is held").push(Arc::new(another));
+    }
+
+    /// The Jobs that nodes had in hand when they vanished.
+    pub fn lost_with_nodes(&self) -> HashSet<String> {
+        let nodes = self.nodes.lock().expect("no panic while it is held");
+        nodes[..nodes.len() - 1].iter().flat_map(|node| node.jobs_in_hand()).collect()
+    }
+
+    /// Takes the guest's cluster away, with all that is in it.
+    pub fn vanish_guest(&self, guest: &mut Guest) {
+        guest.vanish();
+        self.vanished.lock().expect("no panic while it is held").insert(guest.cluster.clone(), Timestamp::now());
+    }
+
+    /// Another cluster comes in place of the guest that has vanished.
+    pub async fn replace_guest(&self, guest: &mut Guest) {
+        let number = self.vanished.lock().expect("no panic while it is held").len() + 1;
+        *guest = Guest::arrive(number, self.plan, &self.nats, &self.plane, &guest.node, &self.logs).await;
+    }
+
+    /// Removes the pods of the nodes that have vanished, as Kubernetes does once somebody has removed the nodes themselves.
+    pub async fn remove_lost_pods(&self) {
+        let pods: Api<Pod> = self.namespace.api();
+        let node = self.node();
+        let is_lost = |pod: &Pod| {
+            let name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            name.is_some_and(|name| name != node.name())
+        };
+        let listed = pods.list(&ListParams::default()).await.expect("the API server is up").items;
+        for pod in listed.iter().filter(|pod| is_lost(pod)) {
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let _ = pods.delete(name, &DeleteParams::default().grace_period(0)).await;
         }
     }
 
@@ -139,8 +214,9 @@ impl World {
         for replica in &self.replicas {
             replica.keep_log(replica.operator.lock().await.as_ref());
         }
+        self.guest.lock().await.keep_log();
         let _ = std::fs::write(self.logs.join("nats-server.log"), self.nats.log());
-        let _ = std::fs::copy(self.node.starts_file(), self.logs.join("starts.jsonl"));
+        let _ = std::fs::copy(self.node().starts_file(), self.logs.join("starts.jsonl"));
     }
 }
 
@@ -150,6 +226,27 @@ fn node_options(plan: Plan) -> NodeOptions {
         NodeOptions { instant, callee: Some(callee), ..Default::default() }
     } else {
         NodeOptions { env: vec![("SIMULATE_SECONDS".to_owned(), "0.8".to_owned())], ..Default::default() }
+    }
+}
+
+/// What every operator is set to.
+pub fn options(plan: Plan, server: &NatsServer, namespace: &Namespace) -> OperatorOptions {
+    let options = OperatorOptions::kubernetes(server, namespace)
+        .env("MAX_ACTIVE_CALLS", plan.active_calls())
+        .env("CALLS_PER_SECOND", plan.calls_per_second())
+        .env("JOB_START_SECONDS", plan.start_seconds())
+        .env("JOB_DEADLINE_MARGIN_SECONDS", DEADLINE_MARGIN_SECONDS)
+        .env("JOB_TTL_SECONDS", JOB_TTL_SECONDS);
+    // A line for every step of every call would be hundreds of megabytes.
+    if plan.is_big() { options.env("RUST_LOG", "info") } else { options }
+}
+
+/// Appends what an operator has logged to a file.
+pub fn append_log(path: &Path, operator: &Operator) {
+    use std::io::Write;
+    if let Ok(mut file) = std::fs::File::options().create(true).append(true).open(path) {
+        let _ = file.write_all(operator.log().as_bytes());
+        let _ = writeln!(file, "--- the end of process {}", operator.pid());
     }
 }
 
@@ -165,14 +262,7 @@ impl Replica {
         let nats = Proxy::start(format!("127.0.0.1:{}", server.port())).await;
         let kubernetes = Proxy::start(plane.addr()).await;
         let kubeconfig = namespace.proxied_kubeconfig(&kubernetes);
-        let mut options = OperatorOptions::kubernetes(server, namespace)
-            .nats_url(nats.url("nats"))
-            .env("MAX_ACTIVE_CALLS", plan.active_calls())
-            .env("JOB_TTL_SECONDS", JOB_TTL_SECONDS);
-        if plan.is_big() {
-            // A line for every step of every call would be hundreds of megabytes.
-            options = options.env("RUST_LOG", "info");
-        }
+        let mut options = options(plan, server, namespace).nats_url(nats.url("nats"));
         options.runner = Runner::Kubernetes { kubeconfig, namespace: namespace.name.clone() };
         let operator = Operator::start(options.clone()).await;
         let base = Mutex::new(operator.base().to_owned());
@@ -234,12 +324,8 @@ impl Replica {
 
     /// Appends what it has logged to what its predecessors have.
     fn keep_log(&self, operator: Option<&Operator>) {
-        use std::io::Write;
-        let Some(operator) = operator else { return };
-        let path = self.logs.join(format!("operator-{}.log", self.name));
-        if let Ok(mut file) = std::fs::File::options().create(true).append(true).open(path) {
-            let _ = file.write_all(operator.log().as_bytes());
-            let _ = writeln!(file, "--- the end of process {}", operator.pid());
+        if let Some(operator) = operator {
+            append_log(&self.logs.join(format!("operator-{}.log", self.name)), operator);
         }
     }
 }

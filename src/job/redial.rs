@@ -1,0 +1,136 @@
+//! Whether an attempt that failed is followed by another: by the log alone, so that whoever records an end decides the same.
+
+use super::advance::Moments;
+use crate::call::{Outcome, Status, StatusEvent};
+
+/// Whether the attempt in hand is followed by another if it ends so. What never ran is tried again without counting while there is
+/// patience. A call that is to be cancelled is not dialled again, however its attempt ends.
+pub(super) fn is_redialled(last: &StatusEvent, outcome: Outcome, moments: Moments) -> bool {
+    match outcome {
+        _ if last.status == Status::Cancelling => false,
+        Outcome::Answered => false,
+        Outcome::NotStarted => moments.now < moments.patience_ends,
+        outcome => last.counted_attempts() < last.max_attempts && last.redial_on.contains(&outcome),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        call::{Call, CallId, Change, Ended, validate},
+        job::advance::Patience,
+    };
+
+    const NOW: i64 = 1_893_456_000;
+    const PATIENCE: Patience = Patience { start_seconds: 60, faults: Duration::from_secs(3600) };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    /// The call that a request asks for, after attempts that have ended so; the last one has just been claimed.
+    fn claimed(extra: Value, outcomes: &[Outcome]) -> StatusEvent {
+        let mut request = json!({"dest": "1", "text": "a"});
+        request.as_object_mut().expect("an object").append(&mut extra.as_object().expect("an object").clone());
+        let spec = validate::parse(request.to_string().as_bytes(), at(NOW)).expect("a valid request").spec;
+        let call = Call::new(CallId::parse("a").expect("an id"), spec);
+        let mut event = StatusEvent::first(&call, "n", at(NOW), Change::Queued, at(NOW)).expect("a legal step");
+        for outcome in outcomes {
+            for change in [claim(event.attempt + 1), ended(*outcome), Change::Scheduled { due_at: at(NOW) }] {
+                event = event.next(change, at(NOW)).expect("a legal step");
+            }
+        }
+        event.next(claim(event.attempt + 1), at(NOW)).expect("a legal step")
+    }
+
+    fn claim(attempt: u32) -> Change {
+        Change::Pending {
+            attempt,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            queue_sequence: 1,
+            ends_by: at(NOW + 3600),
+        }
+    }
+
+    fn ended(outcome: Outcome) -> Change {
+        Change::Ended(Ended {
+            outcome,
+            sip_code: None,
+            exit_code: None,
+            completed_at: at(NOW),
+            reason: None,
+            message: None,
+            redial: true,
+        })
+    }
+
+    fn redials(last: &StatusEvent, outcome: Outcome, now: i64) -> bool {
+        is_redialled(last, outcome, Moments::of(last, PATIENCE, at(now)))
+    }
+
+    fn busy(times: u32) -> Vec<Outcome> {
+        vec![Outcome::Busy; usize::try_from(times).expect("few")]
+    }
+
+    #[test]
+    fn an_attempt_that_never_ran_does_not_count_and_is_tried_again_until_patience_ends() {
+        let faults = claimed(json!({}), &[Outcome::NotStarted, Outcome::NotStarted]);
+        assert_eq!((faults.attempt, faults.faults, faults.counted_attempts()), (3, 2, 1));
+        assert!(redials(&faults, Outcome::NotStarted, NOW + 3599));
+        assert!(!redials(&faults, Outcome::NotStarted, NOW + 3600));
+        let (first, none) = (claimed(json!({}), &[]), Patience { faults: Duration::ZERO, ..PATIENCE });
+        assert!(!is_redialled(&first, Outcome::NotStarted, Moments::of(&first, none, at(NOW))));
+    }
+
+    #[test]
+    fn after_an_unknown_end_it_is_dialled_again_only_if_the_request_says_so() {
+        let (hold, redial) = (json!({"max_attempts": 3}), json!({"max_attempts": 3, "on_unknown": "redial"}));
+        assert!(!redials(&claimed(hold, &busy(1)), Outcome::Unknown, NOW));
+        assert!(redials(&claimed(redial.clone(), &busy(1)), Outcome::Unknown, NOW));
+        assert!(!redials(&claimed(redial, &busy(2)), Outcome::Unknown, NOW));
+    }
+
+    #[test]
+    fn a_call_that_is_to_be_cancelled_is_not_dialled_again_however_it_ends() {
+        let last = claimed(json!({"max_attempts": 3, "on_unknown": "redial"}), &[]);
+        let stopping = last.next(Change::Cancelling, at(NOW)).expect("a legal step");
+        for outcome in Outcome::ALL {
+            assert!(!redials(&stopping, outcome, NOW), "{outcome}");
+        }
+    }
+
+    fn named() -> impl Strategy<Value = Vec<Outcome>> {
+        let may = Outcome::ALL.into_iter().filter(|outcome| outcome.may_redial()).collect::<Vec<_>>();
+        prop::sample::subsequence(may.clone(), 0..=may.len())
+    }
+
+    proptest! {
+        #[test]
+        fn a_call_is_redialled_while_attempts_are_left_for_what_the_request_names(
+            max_attempts in 1_u32..=10,
+            attempt in 1_u32..=12,
+            outcome in prop::sample::select(Outcome::ALL.to_vec()),
+            named in prop::option::of(named()),
+        ) {
+            prop_assume!(outcome.counts() && outcome != Outcome::Unknown);
+            let request = match &named {
+                Some(outcomes) => json!({"max_attempts": max_attempts, "redial_on": outcomes}),
+                None => json!({"max_attempts": max_attempts}),
+            };
+            let is_named = match &named {
+                Some(outcomes) => outcomes.contains(&outcome),
+                None => [Outcome::Busy, Outcome::NoAnswer, Outcome::Congestion, Outcome::Network].contains(&outcome),
+            };
+            let redialled = redials(&claimed(request, &busy(attempt - 1)), outcome, NOW);
+            prop_assert_eq!(redialled, is_named && attempt < max_attempts);
+        }
+    }
+}
