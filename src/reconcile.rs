@@ -2,33 +2,26 @@
 //! whose calls nobody here holds. So what changed while no operator looked is recorded, a Job that is to be stopped is stopped
 //! whoever asked for it, and a settled Job is let go.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::SignedDuration;
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::{
-    clock::now,
-    job::{
-        Observed, ObservedJob,
-        advance::{Moments, Patience},
-        compare::{Comparison, compare},
-    },
-    job_watch::JobStore,
-    nats::{NatsError, NatsErrorKind},
-    retry,
-    runner::{Runner, RunnerError},
-    status_log::{Recorded, StatusLog},
-};
+use crate::clock::now;
+use crate::job::advance::{Moments, Patience};
+use crate::job::compare::{Comparison, compare};
+use crate::job::{Observed, ObservedJob};
+use crate::job_watch::JobStore;
+use crate::nats::{NatsError, NatsErrorKind};
+use crate::retry;
+use crate::runner::{Runner, RunnerError};
+use crate::status_log::{Recorded, StatusLog};
 
 /// How often it is compared, beside every full list.
 const EVERY: Duration = Duration::from_secs(30);

@@ -17,18 +17,18 @@ mod send;
 mod show;
 mod stage;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_nats::Subscriber;
 use futures::StreamExt;
-use sipstuff_operator::call::StatusEvent;
-use tokio::signal::unix::{SignalKind, signal};
-
 use ledger::Ledger;
 use script::Planned;
 use show::Screen;
+use sipstuff_operator::call::StatusEvent;
 use stage::Stage;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long the calls may take together. On an idle machine it is about eight seconds.
 const PATIENCE: Duration = Duration::from_secs(90);

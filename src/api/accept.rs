@@ -3,12 +3,11 @@
 use bytes::Bytes;
 
 use super::{Api, Error, Parts};
-use crate::{
-    call::{Call, CallId, Change, Status, StatusEvent, TraceParent, validate::Parsed},
-    clock::{self, now},
-    nats::NatsErrorKind,
-    queue::inbox::Labels,
-};
+use crate::call::validate::Parsed;
+use crate::call::{Call, CallId, Change, Status, StatusEvent, TraceParent};
+use crate::clock::{self, now};
+use crate::nats::NatsErrorKind;
+use crate::queue::inbox::Labels;
 
 /// A call that was accepted durably.
 #[derive(Debug, Clone)]

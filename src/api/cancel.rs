@@ -5,13 +5,11 @@ use std::pin::pin;
 use futures::{Stream, StreamExt, stream};
 
 use super::{Api, Error, Parts};
-use crate::{
-    call::{CallName, Change, Status, StatusEvent},
-    call_index::{self, Key},
-    clock::now,
-    nats::{NatsError, NatsErrorKind},
-    status_log::Recorded,
-};
+use crate::call::{CallName, Change, Status, StatusEvent};
+use crate::call_index::{self, Key};
+use crate::clock::now;
+use crate::nats::{NatsError, NatsErrorKind};
+use crate::status_log::Recorded;
 
 /// Calls of a batch that are cancelled at once.
 const AT_ONCE: usize = 64;

@@ -1,9 +1,7 @@
 //! Why a request of the outside was not carried out, in terms that every way in can word for its users.
 
-use crate::{
-    call_index::{Behind, CatchUpError},
-    nats::{NatsError, NatsErrorKind},
-};
+use crate::call_index::{Behind, CatchUpError};
+use crate::nats::{NatsError, NatsErrorKind};
 
 /// Why not.
 #[derive(Debug, Clone, thiserror::Error)]

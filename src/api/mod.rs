@@ -5,28 +5,24 @@ mod accept;
 mod cancel;
 mod error;
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use async_nats::{Client, connection::State};
-use futures::{StreamExt, stream};
-
-use tokio::sync::Semaphore;
-
-use crate::{
-    call::{CallId, CallName, Status, StatusEvent},
-    call_index::{CallIndex, Key},
-    nats::{NatsError, NatsErrorKind},
-    queue::{Inbox, scheduled::Timers},
-    status_log::StatusLog,
-};
-
-pub use crate::queue::control::QueueState;
 pub use accept::Accepted;
+use async_nats::Client;
+use async_nats::connection::State;
 pub use cancel::BatchCancel;
 pub use error::Error;
+use futures::{StreamExt, stream};
+use tokio::sync::Semaphore;
+
+use crate::call::{CallId, CallName, Status, StatusEvent};
+use crate::call_index::{CallIndex, Key};
+use crate::nats::{NatsError, NatsErrorKind};
+use crate::queue::Inbox;
+pub use crate::queue::control::QueueState;
+use crate::queue::scheduled::Timers;
+use crate::status_log::StatusLog;
 
 /// Records read from the log at once for one page.
 const READS_AT_ONCE: usize = 64;

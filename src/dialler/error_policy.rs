@@ -4,11 +4,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    error_chain::error_chain,
-    nats::{NatsError, NatsErrorKind},
-    runner::{RunnerError, StartError},
-};
+use crate::error_chain::error_chain;
+use crate::nats::{NatsError, NatsErrorKind};
+use crate::runner::{RunnerError, StartError};
 
 /// Whatever a step may fail with.
 #[derive(Debug, Clone)]

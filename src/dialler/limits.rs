@@ -3,10 +3,10 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::decide::Asked;
-use crate::{
-    call::{Call, Change, Status, StatusEvent},
-    job::{JobDefaults, Observed, advance::Moments, manifest::job_deadline},
-};
+use crate::call::{Call, Change, Status, StatusEvent};
+use crate::job::advance::Moments;
+use crate::job::manifest::job_deadline;
+use crate::job::{JobDefaults, Observed};
 
 /// How long what was read of the log is good enough to make a Job by. By the wall clock, which goes on while a machine is
 /// suspended.

@@ -12,33 +12,31 @@ mod redial;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
-
-use crate::{
-    call::{Call, CallId, FieldError, Fingerprint, Refusal, StatusEvent, validate},
-    clock::now,
-    job::{JobDefaults, advance::Patience},
-    job_watch::JobStore,
-    nats::NatsErrorKind,
-    queue::{
-        Delivery, InFlight,
-        control::Pause,
-        dead_letters::DeadLetters,
-        in_flight::Settlement,
-        inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
-        pull::PrefetchPermit,
-        rate_limit::RateLimit,
-        scheduled::Timers,
-    },
-    reconcile::Reconciler,
-    retry,
-    runner::Runner,
-    status_log::{Recorded, StatusLog},
-};
 use decide::Asked;
 use processing::Processing;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::call::{Call, CallId, FieldError, Fingerprint, Refusal, StatusEvent, validate};
+use crate::clock::now;
+use crate::job::JobDefaults;
+use crate::job::advance::Patience;
+use crate::job_watch::JobStore;
+use crate::nats::NatsErrorKind;
+use crate::queue::control::Pause;
+use crate::queue::dead_letters::DeadLetters;
+use crate::queue::in_flight::Settlement;
+use crate::queue::inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT};
+use crate::queue::pull::PrefetchPermit;
+use crate::queue::rate_limit::RateLimit;
+use crate::queue::scheduled::Timers;
+use crate::queue::{Delivery, InFlight};
+use crate::reconcile::Reconciler;
+use crate::retry;
+use crate::runner::Runner;
+use crate::status_log::{Recorded, StatusLog};
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;

@@ -7,19 +7,12 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{
-    asked,
-    decide::{Step, decide},
-    decode, redial,
-};
-use crate::{
-    call::{Call, Change, Outcome, StatusEvent},
-    job::advance::{Moments, lost},
-    queue::{
-        Delivery,
-        inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT},
-    },
-};
+use super::decide::{Step, decide};
+use super::{asked, decode, redial};
+use crate::call::{Call, Change, Outcome, StatusEvent};
+use crate::job::advance::{Moments, lost};
+use crate::queue::Delivery;
+use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT};
 
 const NOW: i64 = 1_893_456_000;
 /// A year has as many seconds; moments further away are not accepted.

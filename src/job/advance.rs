@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Ending, Observed, Ran, redial::is_redialled};
+use super::redial::is_redialled;
+use super::{Ending, Observed, Ran};
 use crate::call::{Change, Ended, Outcome, Status, StatusEvent, Verdict};
 
 /// How much earlier than by our clock a container may say that it started: clocks agree within a second, and Kubernetes cuts times

@@ -15,11 +15,10 @@ mod unconfigured;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::batch::v1::Job;
-use secrecy::SecretString;
-
 pub use ending::has_run;
+use k8s_openapi::api::batch::v1::Job;
 pub use observed::{Ending, Observed, ObservedJob, Ran};
+use secrecy::SecretString;
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";

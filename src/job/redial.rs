@@ -23,10 +23,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        call::{Call, CallId, Change, Ended, validate},
-        job::advance::Patience,
-    };
+    use crate::call::{Call, CallId, Change, Ended, validate};
+    use crate::job::advance::Patience;
 
     const NOW: i64 = 1_893_456_000;
     const PATIENCE: Patience = Patience { start_seconds: 60, faults: Duration::from_secs(3600) };

@@ -11,10 +11,9 @@ pub mod streams;
 
 pub use connect::NatsSettings;
 pub use error::{NatsError, NatsErrorKind};
+use jiff::Timestamp;
 pub use monitoring::MonitoringUrl;
 pub use streams::{Names, StreamSettings};
-
-use jiff::Timestamp;
 
 /// Nanoseconds since the epoch as a timestamp; NATS sends none outside of its range.
 pub(crate) fn timestamp(nanoseconds: i128) -> Timestamp {

@@ -3,31 +3,23 @@
 //! A pause is a key of the bucket that every dialler obeys before it claims a call. Whatever else is done with messages goes on, so
 //! that calls in progress are taken over, followed, cancelled and settled as ever.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{
-        Context,
-        consumer::PullConsumer,
-        kv::{Store, UpdateErrorKind},
-        stream::LastRawMessageErrorKind,
-    },
-};
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::kv::{Store, UpdateErrorKind};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    clock::now,
-    nats::{Names, NatsError, timestamp},
-    retry::{self, Retry},
-};
+use crate::clock::now;
+use crate::nats::{Names, NatsError, timestamp};
+use crate::retry::{self, Retry};
 
 /// Key of the pause.
 const KEY: &str = "pause";

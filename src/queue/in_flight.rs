@@ -3,13 +3,12 @@
 //! [`InFlight`] keeps the latest delivery of every message that is being worked on, extends its ack wait, and in the end
 //! acknowledges it or hands it back.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use async_nats::{Client, Subject, jetstream::AckKind};
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, Subject};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 

@@ -1,17 +1,15 @@
 //! The inbox: publishing requests into it, and what one delivery of one of its messages says.
 
-use async_nats::{
-    HeaderMap, Subject,
-    jetstream::{Context, Message},
-};
+use async_nats::jetstream::{Context, Message};
+use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::in_flight::MessageId;
-use crate::{
-    call::{CallId, TraceParent, traceparent::HEADER_TRACEPARENT},
-    nats::{Names, NatsError, publish::publish, timestamp},
-};
+use crate::call::traceparent::HEADER_TRACEPARENT;
+use crate::call::{CallId, TraceParent};
+use crate::nats::publish::publish;
+use crate::nats::{Names, NatsError, timestamp};
 
 /// Header: the call's id, where the body does not name one. Survives the server's scheduler, which drops `Nats-Msg-Id`.
 pub const HEADER_CALL_ID: &str = "Sip-Call-Id";

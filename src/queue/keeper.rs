@@ -3,10 +3,8 @@
 //!
 //! Looking costs the server one small request for each of them. Whoever stumbles over something missing asks for a look at once.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use jiff::Timestamp;
@@ -14,14 +12,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{InFlight, control};
-use crate::{
-    clock::now,
-    nats::{
-        NatsError, StreamSettings,
-        streams::{self, StreamKind},
-    },
-    retry::{self, Retry},
-};
+use crate::clock::now;
+use crate::nats::streams::{self, StreamKind};
+use crate::nats::{NatsError, StreamSettings};
+use crate::retry::{self, Retry};
 
 /// How often everything is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);

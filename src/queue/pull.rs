@@ -1,24 +1,19 @@
 //! Pulling messages from the queue, no more than there are prefetch permits for: what lay here unattended would be delivered
 //! again after the ack wait.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use async_nats::{
-    StatusCode, Subject, Subscriber,
-    jetstream::{
-        Context, Message,
-        consumer::{PullConsumer, pull},
-    },
-};
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use async_nats::jetstream::{Context, Message};
+use async_nats::{StatusCode, Subject, Subscriber};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Delivery, Keeper};
-use crate::{
-    nats::{Names, NatsError, NatsErrorKind, StreamSettings, connect},
-    retry::{self, Retry},
-};
+use crate::nats::{Names, NatsError, NatsErrorKind, StreamSettings, connect};
+use crate::retry::{self, Retry};
 
 /// How long a pull request waits on the server.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);

@@ -3,13 +3,15 @@
 //! The moment of the next free turn is one value in a bucket; whoever wants a turn moves it on by compare-and-set. A replica
 //! has at most a few milliseconds' worth of turns in hand, so a restart or a pause leaves no gap and is followed by no burst.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use async_nats::jetstream::kv::{Store, UpdateErrorKind};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-use crate::{clock::now, nats::NatsError};
+use crate::clock::now;
+use crate::nats::NatsError;
 
 /// Key of the next free turn, nanoseconds since the epoch.
 const KEY: &str = "pace.next";

@@ -3,23 +3,22 @@
 //! A timer fires into its own stream only; any replica takes it from there, and keeps it there until the queue has it. A crash
 //! in between moves it twice, and the dialler drops the second.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
-use async_nats::jetstream::{AckKind, Context, Message, consumer::PullConsumer};
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{AckKind, Context, Message};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Delivery, Inbox, Keeper,
-    inbox::{HEADER_DUE, Labels},
-};
-use crate::{
-    call::CallName,
-    nats::{Names, NatsError, publish::publish},
-    retry::{self, Retry},
-};
+use super::inbox::{HEADER_DUE, Labels};
+use super::{Delivery, Inbox, Keeper};
+use crate::call::CallName;
+use crate::nats::publish::publish;
+use crate::nats::{Names, NatsError};
+use crate::retry::{self, Retry};
 
 /// Header of the server's scheduler: when to fire (ADR-51).
 const NATS_SCHEDULE: &str = "Nats-Schedule";

@@ -4,9 +4,15 @@
 //!
 //! So what comes again is read by its sequence in the stream, where headers are Base64 and harm nobody.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
 
-use async_nats::jetstream::{Context, consumer::PullConsumer, response::Response, stream::Stream};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName};
 use data_encoding::BASE64;
 use jiff::Timestamp;
@@ -15,10 +21,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{Delivery, InFlight};
-use crate::{
-    nats::{Names, NatsError, timestamp},
-    retry::{self, Retry},
-};
+use crate::nats::{Names, NatsError, timestamp};
+use crate::retry::{self, Retry};
 
 /// How often is looked whether a message comes again: well within the ack wait.
 const LOOK_EVERY: Duration = Duration::from_secs(10);

@@ -37,9 +37,6 @@ mod unconfigured;
 pub mod wait;
 
 // `unconfigured` has it from here.
-use sipstuff_operator::job::JobDefaults;
-
-pub use self::http::{delete, get_json, post_call};
 pub use control_plane::{ControlPlane, Namespace};
 pub use nats::{NatsOptions, NatsServer};
 pub use nats_cluster::NatsCluster;
@@ -48,6 +45,9 @@ pub use operator::{Operator, OperatorOptions};
 pub use proxy::Proxy;
 pub use requests::{in_seconds, name_of, request, request_of, with};
 pub use setup::{PATIENCE, Setup, accepted};
+use sipstuff_operator::job::JobDefaults;
 pub use status::StatusListener;
 pub(crate) use unconfigured::defaults as job_defaults;
 pub use wait::{eventually, eventually_some};
+
+pub use self::http::{delete, get_json, post_call};

@@ -12,12 +12,12 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use decode::{Decoded, decode};
+use fields::FIELDS;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{CallId, CallRequest, CallSpec};
-use decode::{Decoded, decode};
-use fields::FIELDS;
 
 /// Most errors that are listed: a body of a megabyte could have a hundred thousand of them.
 const MAX_ERRORS: usize = 100;

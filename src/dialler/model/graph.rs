@@ -1,11 +1,9 @@
 //! Every path through the model has an end. `stateright` follows a path only to a state that it has seen before, so a call that goes
 //! round in a circle would not fail its `eventually`; where there is no circle, that says what it seems to.
 
-use std::{
-    collections::HashMap,
-    hash::{Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::world::World;
 

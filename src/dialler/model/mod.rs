@@ -19,20 +19,15 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use graph::Graph;
 use jiff::Timestamp;
 use stateright::{Checker, Model, Property};
-
-use crate::{
-    call::{Call, CallId, OnUnknown, StatusEvent, validate},
-    job::{
-        JobDefaults,
-        advance::{Moments, Patience},
-        samples,
-    },
-};
-use graph::Graph;
 use surroundings::Action;
 use world::{Budget, Dialler, Message, Place, TICK, World};
+
+use crate::call::{Call, CallId, OnUnknown, StatusEvent, validate};
+use crate::job::advance::{Moments, Patience};
+use crate::job::{JobDefaults, samples};
 
 /// Seconds of a tick, of which an attempt has one to start, and one more until it is over.
 const TICK_SECONDS: u32 = TICK as u32;

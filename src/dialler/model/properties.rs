@@ -2,10 +2,8 @@
 
 use stateright::Property;
 
-use super::{
-    Setup,
-    world::{At, Job, Message, NOW, Place, Record, View, World, at},
-};
+use super::Setup;
+use super::world::{At, Job, Message, NOW, Place, Record, View, World, at};
 use crate::call::{Outcome, Status, StatusEvent};
 
 /// What must not happen, and has.

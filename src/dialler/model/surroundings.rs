@@ -1,18 +1,12 @@
 //! What happens around the diallers: time, deliveries, crashes, Jobs that go on, whoever cancels, and the reconciler.
 
-use super::{
-    Setup,
-    work::Luck,
-    world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, View, Work, World, at},
-};
-use crate::{
-    call::Status,
-    dialler::decide,
-    job::{
-        ObservedJob,
-        compare::{Comparison, compare},
-    },
-};
+use super::Setup;
+use super::work::Luck;
+use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, View, Work, World, at};
+use crate::call::Status;
+use crate::dialler::decide;
+use crate::job::ObservedJob;
+use crate::job::compare::{Comparison, compare};
 
 /// One thing that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

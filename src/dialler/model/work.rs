@@ -1,17 +1,11 @@
 //! The steps of a dialler: what [`crate::dialler::processing`] does, one step of I/O at a time.
 
-use super::{
-    Setup,
-    world::{At, Dialler, NOW, Place, Record, Timer, Todo, View, Work, World, at},
-};
-use crate::{
-    call::{Change, IllegalStep, Outcome, Status, StatusEvent},
-    dialler::{
-        decide::{Asked, Step, decide},
-        limits, redial,
-    },
-    job::advance::{Moments, advance, is_recorded, lost},
-};
+use super::Setup;
+use super::world::{At, Dialler, NOW, Place, Record, Timer, Todo, View, Work, World, at};
+use crate::call::{Change, IllegalStep, Outcome, Status, StatusEvent};
+use crate::dialler::decide::{Asked, Step, decide};
+use crate::dialler::{limits, redial};
+use crate::job::advance::{Moments, advance, is_recorded, lost};
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,18 +1,15 @@
 //! What there is in the model: the log, the queue, the timers, the diallers and the Jobs of one call.
 
-use std::{
-    fmt,
-    hash::{Hash, Hasher},
-    sync::Arc,
-};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{graph::hash, properties::Flaws};
-use crate::{
-    call::{Change, Outcome, Status, StatusEvent},
-    job::{Ending, Observed, Ran},
-};
+use super::graph::hash;
+use super::properties::Flaws;
+use crate::call::{Change, Outcome, Status, StatusEvent};
+use crate::job::{Ending, Observed, Ran};
 
 /// A moment. An attempt has one tick to start and is over after two; whatever is awaited for less is done within one.
 pub(super) type Tick = u8;

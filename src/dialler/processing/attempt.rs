@@ -2,21 +2,18 @@
 //! is followed to its end is in [`super::follow`].
 
 use super::{HAND_BACK, Next, Processing};
-use crate::{
-    call::{Change, Outcome},
-    clock::now,
-    dialler::{Dialler, after, limits, redial},
-    job::{
-        Observed,
-        advance::{Moments, lost},
-        manifest::build,
-    },
-    job_watch::{Follower, Report},
-    queue::{control::PAUSED_DELAY, in_flight::Settlement},
-    retry,
-    runner::RunnerError,
-    status_log::Recorded,
-};
+use crate::call::{Change, Outcome};
+use crate::clock::now;
+use crate::dialler::{Dialler, after, limits, redial};
+use crate::job::Observed;
+use crate::job::advance::{Moments, lost};
+use crate::job::manifest::build;
+use crate::job_watch::{Follower, Report};
+use crate::queue::control::PAUSED_DELAY;
+use crate::queue::in_flight::Settlement;
+use crate::retry;
+use crate::runner::RunnerError;
+use crate::status_log::Recorded;
 
 impl Processing<'_> {
     /// Claims the attempt, at its turn and unless dialling is paused. While it waited for that, the call may have been cancelled or

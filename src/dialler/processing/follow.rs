@@ -4,17 +4,13 @@
 use std::time::Duration;
 
 use super::{HAND_BACK, Next, Processing};
-use crate::{
-    call::{Change, Outcome, Status},
-    dialler::{after, limits},
-    job::{
-        Observed,
-        advance::{Moments, advance, is_recorded},
-    },
-    job_watch::{Follower, News, Report},
-    reconcile::{confirmed, has_ended},
-    runner::RunnerError,
-};
+use crate::call::{Change, Outcome, Status};
+use crate::dialler::{after, limits};
+use crate::job::Observed;
+use crate::job::advance::{Moments, advance, is_recorded};
+use crate::job_watch::{Follower, News, Report};
+use crate::reconcile::{confirmed, has_ended};
+use crate::runner::RunnerError;
 
 /// How often whoever follows a Job reads the log again, should a wake-up have been lost.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(5);

@@ -6,12 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{DONE, HAND_BACK, Next, Processing};
-use crate::{
-    call::Call,
-    clock::now,
-    queue::{in_flight::Settlement, inbox::Labels},
-    retry,
-};
+use crate::call::Call;
+use crate::clock::now;
+use crate::queue::in_flight::Settlement;
+use crate::queue::inbox::Labels;
+use crate::retry;
 
 /// How long another cluster's attempt is left alone before it is looked at again.
 const ELSEWHERE_DELAY: Duration = Duration::from_secs(15);

@@ -10,18 +10,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{
-    Dialler, Origin, after,
-    decide::{Asked, Step, decide},
-    error_policy::{Action, StepError, error_policy},
-};
-use crate::{
-    call::{Call, Change, IllegalStep, StatusEvent},
-    clock::now,
-    queue::{Delivery, in_flight::Settlement, pull::PrefetchPermit},
-    retry::Retry,
-    status_log::Recorded,
-};
+use super::decide::{Asked, Step, decide};
+use super::error_policy::{Action, StepError, error_policy};
+use super::{Dialler, Origin, after};
+use crate::call::{Call, Change, IllegalStep, StatusEvent};
+use crate::clock::now;
+use crate::queue::Delivery;
+use crate::queue::in_flight::Settlement;
+use crate::queue::pull::PrefetchPermit;
+use crate::retry::Retry;
+use crate::status_log::Recorded;
 
 /// A message that asks for a call, until it is settled.
 pub(super) struct Processing<'a> {

@@ -3,15 +3,15 @@
 
 pub mod read;
 
-use async_nats::{HeaderMap, HeaderValue, Subject, jetstream::Context};
+use async_nats::jetstream::Context;
+use async_nats::{HeaderMap, HeaderValue, Subject};
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::Delivery;
-use crate::{
-    call::CallId,
-    nats::{Names, NatsError, publish::publish},
-};
+use crate::call::CallId;
+use crate::nats::publish::publish;
+use crate::nats::{Names, NatsError};
 
 /// Header of a dead letter: why it is one.
 pub const HEADER_REASON: &str = "Sip-Dead-Reason";

@@ -1,23 +1,18 @@
 //! Reading dead letters, replaying them into the queue, deleting them.
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{
-        Context,
-        message::StreamMessage,
-        stream::{DirectGetErrorKind, Stream},
-    },
-};
+use async_nats::HeaderMap;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 
 use super as dead;
-use crate::{
-    call::{CallId, Refusal, Status, validate},
-    clock,
-    nats::{Names, NatsError, publish::publish},
-    queue::inbox::HEADER_CALL_ID,
-    status_log::StatusLog,
-};
+use crate::call::{CallId, Refusal, Status, validate};
+use crate::clock;
+use crate::nats::publish::publish;
+use crate::nats::{Names, NatsError};
+use crate::queue::inbox::HEADER_CALL_ID;
+use crate::status_log::StatusLog;
 
 /// Prefix of all headers that say why a message is a dead letter.
 const PREFIX_DEAD: &str = "Sip-Dead-";

@@ -10,7 +10,9 @@ mod watch;
 
 use std::time::Duration;
 
+use api_error::ApiError;
 use async_trait::async_trait;
+pub use connect::{KubernetesSettings, cluster_is_configured};
 use futures::stream::BoxStream;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -18,9 +20,6 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde::Serialize;
-
-use api_error::ApiError;
-pub use connect::{KubernetesSettings, cluster_is_configured};
 use trimmed::{Trim, Trimmed};
 use watch::SharedCache;
 

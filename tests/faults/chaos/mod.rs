@@ -21,10 +21,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
-use tokio::task::JoinHandle;
-
 use checks::Report;
 use plan::Plan;
+use tokio::task::JoinHandle;
 use traffic::Answers;
 use world::World;
 

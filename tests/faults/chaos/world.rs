@@ -16,10 +16,9 @@ use sipstuff_operator::call::StatusEvent;
 
 use super::guest::Guest;
 use super::plan::{Plan, callee};
-use crate::support::node;
 use crate::support::operator::{Operator, OperatorOptions, Runner};
 use crate::support::process::Scratch;
-use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, TestNode};
+use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, TestNode, node};
 
 /// `JOB_DEADLINE_MARGIN_SECONDS`: small, so that what vanishes with its end is over within the run.
 const DEADLINE_MARGIN_SECONDS: u32 = 5;
