@@ -32,8 +32,8 @@ use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, Obse
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Who the API server notes as the author of a field.
 const FIELD_MANAGER: &str = "sipstuff-operator";
-/// Label that the Job controller puts on pods.
-const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
+/// Label that the Job controller puts on pods: the UID of their Job.
+const JOB_UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 
 /// A namespace of a cluster.
 pub struct KubernetesRunner {
@@ -126,10 +126,10 @@ impl KubernetesRunner {
 
     /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, since the API server
     /// looks at every pod of the namespace for that.
-    async fn pods_of(&self, name: &str, job: &Job) -> Result<Vec<Pod>, ApiError> {
+    async fn pods_of(&self, job: &Job) -> Result<Vec<Pod>, ApiError> {
         let known = {
             let cache = self.cache.lock();
-            cache.is_complete().then(|| cache.pods_of(name))
+            cache.is_complete().then(|| cache.pods_of(job))
         };
         let says_enough = |pods: &Vec<Pod>| match ObservedJob::of(job, pods).map(|job| job.state) {
             Some(Observed::Ended(ending)) => ending.exit_code.is_some(),
@@ -138,7 +138,8 @@ impl KubernetesRunner {
         if let Some(pods) = known.filter(says_enough) {
             return Ok(pods);
         }
-        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={name}"));
+        let uid = job.metadata.uid.as_deref().unwrap_or_default();
+        let selector = ListParams::default().labels(&format!("{JOB_UID_LABEL}={uid}"));
         Ok(answer(self.pods.list(&selector)).await?.items)
     }
 
@@ -168,7 +169,7 @@ impl Runner for KubernetesRunner {
 
     async fn find(&self, name: &str) -> Result<Option<ObservedJob>, RunnerError> {
         let Some(job) = answer(self.jobs.get_opt(name)).await? else { return Ok(None) };
-        Ok(ObservedJob::of(&job, &self.pods_of(name, &job).await?))
+        Ok(ObservedJob::of(&job, &self.pods_of(&job).await?))
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {
