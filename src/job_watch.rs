@@ -1,17 +1,13 @@
 //! What the runner reported last of every Job, and who follows one: the store that its observations are written into.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use crate::{
-    job::{Observed, ObservedJob},
-    runner::{Observation, Runner},
-};
+use crate::job::{Observed, ObservedJob};
+use crate::runner::{Observation, Runner};
 
 /// What is known of a Job by its runner's last report.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,9 @@
 //! How long to wait before the next try, and how loudly to say that one failed. Apart, because it is the only place that
 //! uses `backoff`: the crate is no longer maintained (RUSTSEC-2025-0012), so nothing else may come to depend on it.
 
-use std::{error::Error, fmt::Display, time::Duration};
+use std::error::Error;
+use std::fmt::Display;
+use std::time::Duration;
 
 use backoff::backoff::Backoff;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};

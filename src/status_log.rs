@@ -6,33 +6,23 @@
 //! Nothing irrevocable rests on what a lagging replica of the stream says: the last record of a call is asked of the stream's leader,
 //! and a record that a replica does not have is asked for there again.
 
-use std::{fmt::Display, time::Duration};
+use std::fmt::Display;
+use std::time::Duration;
 
-use async_nats::{
-    HeaderMap, HeaderName,
-    jetstream::{
-        Context,
-        consumer::{
-            DeliverPolicy,
-            pull::{Ordered, OrderedConfig},
-        },
-        message::PublishMessage,
-        stream::{Info, Stream},
-    },
-};
-
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Info, Stream};
+use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::{
-    call::{CallName, StatusEvent, traceparent::HEADER_TRACEPARENT},
-    nats::{
-        Names, NatsError, NatsErrorKind, connect,
-        get::{self, Stored, Which},
-        publish::send,
-        timestamp,
-    },
-};
+use crate::call::traceparent::HEADER_TRACEPARENT;
+use crate::call::{CallName, StatusEvent};
+use crate::nats::get::{self, Stored, Which};
+use crate::nats::publish::send;
+use crate::nats::{Names, NatsError, NatsErrorKind, connect, timestamp};
 
 /// For how long the leader of a stream counts as one without a word from the other servers: they answer its heartbeats, one a second.
 const HEARD_WITHIN: Duration = Duration::from_secs(3);

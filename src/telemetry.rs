@@ -1,11 +1,9 @@
 //! The log: one line per thing worth knowing, to standard error, as text or JSON.
 
 use tracing::Level;
-use tracing_subscriber::{
-    EnvFilter,
-    filter::{FilterFn, filter_fn},
-    prelude::*,
-};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterFn, filter_fn};
+use tracing_subscriber::prelude::*;
 
 use crate::config::{LogArgs, LogFormat};
 

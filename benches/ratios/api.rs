@@ -20,7 +20,8 @@ use sipstuff_operator::status_log::StatusLog;
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
 use super::report::{Expected, Row, median};
 use super::requests;
-use super::support::{NatsServer, Operator, OperatorOptions, process::Scratch};
+use super::support::process::Scratch;
+use super::support::{NatsServer, Operator, OperatorOptions};
 
 const CONCURRENCIES: [usize; 3] = [1, 32, 256];
 /// How long one side works in a round.

@@ -19,13 +19,12 @@ use kube::api::ListParams;
 use sipstuff_operator::call::{Status, StatusEvent};
 use sipstuff_operator::job::UNSETTLED;
 
-use super::jobs;
 use super::load::{Latency, Samples, cpu_seconds};
 use super::report::{Expected, Row};
-use super::requests;
 use super::support::node::{self, NodeOptions, TestNode};
 use super::support::status::round_trip;
 use super::support::{ControlPlane, Namespace, NatsServer, Operator, OperatorOptions};
+use super::{jobs, requests};
 
 /// Calls in a round.
 pub(crate) const COUNT: usize = 5000;

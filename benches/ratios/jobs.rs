@@ -13,7 +13,8 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
-use sipstuff_operator::job::{JobDefaults, manifest::build};
+use sipstuff_operator::job::JobDefaults;
+use sipstuff_operator::job::manifest::build;
 
 use super::load::Samples;
 use super::report::{Expected, Row};

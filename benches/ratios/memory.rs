@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use super::load::{Connection, memory_kb};
 use super::report::{Expected, Row};
 use super::requests;
-use super::support::{
-    ControlPlane, NatsServer, Operator, OperatorOptions,
-    node::{self, NodeOptions, TestNode},
-};
+use super::support::node::{self, NodeOptions, TestNode};
+use super::support::{ControlPlane, NatsServer, Operator, OperatorOptions};
 
 /// Running calls.
 pub(crate) const COUNT: usize = 1000;

@@ -1,8 +1,9 @@
 //! What comes out: a table for people, and a file of JSON whose keys stay the same from one version to the next.
 
+use std::fs;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::process::ExitCode;
-use std::{fs, path::Path};
 
 use futures::FutureExt;
 use jiff::Timestamp;

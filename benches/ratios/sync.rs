@@ -11,7 +11,8 @@ use super::api::{Caller, Publisher, accepting};
 use super::load::{Samples, Worker, work};
 use super::report::Row;
 use super::requests;
-use super::support::{NatsOptions, NatsServer, Operator, process::Scratch};
+use super::support::process::Scratch;
+use super::support::{NatsOptions, NatsServer, Operator};
 
 const CONCURRENCIES: [usize; 3] = [1, 32, 256];
 const TURN: Duration = Duration::from_secs(2);

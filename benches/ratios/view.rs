@@ -6,7 +6,8 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use sipstuff_operator::call::{Change, Ended, Outcome, StatusEvent};
@@ -15,7 +16,8 @@ use sipstuff_operator::status_log::StatusLog;
 use super::load::{Connection, Samples, memory_kb};
 use super::report::{Expected, Row};
 use super::requests;
-use super::support::{NatsServer, Operator, OperatorOptions, process::Scratch};
+use super::support::process::Scratch;
+use super::support::{NatsServer, Operator, OperatorOptions};
 
 /// Calls in the log.
 pub(crate) const COUNT: usize = 100_000;

@@ -17,7 +17,8 @@ mod send;
 mod show;
 mod stage;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_nats::Subscriber;
@@ -25,10 +26,10 @@ use futures::StreamExt;
 use sipstuff_operator::call::StatusEvent;
 use tokio::signal::unix::{SignalKind, signal};
 
-use ledger::Ledger;
-use script::Planned;
-use show::Screen;
-use stage::Stage;
+use self::ledger::Ledger;
+use self::script::Planned;
+use self::show::Screen;
+use self::stage::Stage;
 
 /// How long the calls may take together. On an idle machine it is about eight seconds.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -5,12 +5,10 @@ use async_nats::{Client, jetstream};
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use super::{
-    ledger::After,
-    script::{self, Planned, Way},
-    show::Screen,
-    stage::Stage,
-};
+use super::ledger::After;
+use super::script::{self, Planned, Way};
+use super::show::Screen;
+use super::stage::Stage;
 
 /// Sends a call.
 pub(crate) async fn send(planned: &Planned, stage: &Stage, nats: &Client) -> Result<()> {

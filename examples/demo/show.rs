@@ -1,16 +1,15 @@
 //! How it looks: plain aligned lines of at most 100 columns; colours on a terminal only.
 
-use std::{cell::Cell, io::IsTerminal};
+use std::cell::Cell;
+use std::io::IsTerminal;
 
 use jiff::Timestamp;
 use reqwest::StatusCode;
 use serde_json::Value;
 use sipstuff_operator::call::{Outcome, Status, StatusEvent};
 
-use super::{
-    ledger::{End, Ledger},
-    stage::{MAX_ACTIVE_CALLS, Stage},
-};
+use super::ledger::{End, Ledger};
+use super::stage::{MAX_ACTIVE_CALLS, Stage};
 
 /// Where everything is printed.
 pub(crate) struct Screen {

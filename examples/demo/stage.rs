@@ -5,18 +5,17 @@
 #[path = "../../tests/support/process.rs"]
 mod process;
 
-use std::{
-    ffi::OsString,
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use process::{Process, Scratch, signal_group};
 use serde_json::Value;
+
+use self::process::{Process, Scratch, signal_group};
 
 /// Calls in progress at once: few enough that some have to wait their turn.
 pub(crate) const MAX_ACTIVE_CALLS: usize = 10;

@@ -1,14 +1,19 @@
 //! Following the log: the last record of every call, then every new one, however often the connection, the consumer or the stream
 //! itself is lost.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
+use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::Ordered};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::Ordered;
 use futures::StreamExt;
 use jiff::Timestamp;
 
-use super::{Brief, CallIndex, progress::Progress};
-use crate::{nats::NatsError, retry::Retry, status_log::StatusLog};
+use super::progress::Progress;
+use super::{Brief, CallIndex};
+use crate::nats::NatsError;
+use crate::retry::Retry;
+use crate::status_log::StatusLog;
 
 /// How often is looked whether the index keeps up.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

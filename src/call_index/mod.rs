@@ -9,26 +9,20 @@ mod index;
 mod progress;
 mod scan;
 
-use std::{
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::{
-    call::{CallName, Status},
-    clock::now,
-};
-
-use index::Index;
-use progress::Progress;
-
-pub use index::Key;
-pub use progress::{Behind, CatchUpError};
-pub use scan::active_calls_of;
+use self::index::Index;
+pub use self::index::Key;
+use self::progress::Progress;
+pub use self::progress::{Behind, CatchUpError};
+pub use self::scan::active_calls_of;
+use crate::call::{CallName, Status};
+use crate::clock::now;
 
 /// How often expired calls are dropped from the index.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);

@@ -9,10 +9,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::CallIndex;
-use crate::{
-    nats::NatsError,
-    status_log::{Head, StatusLog},
-};
+use crate::nats::NatsError;
+use crate::status_log::{Head, StatusLog};
 
 /// How old a list may be.
 const MAX_AGE: Duration = Duration::from_secs(10);

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::Ordered};
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::Ordered;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 
 use super::Brief;
-use crate::{call::CallName, nats::NatsError, status_log::StatusLog};
+use crate::call::CallName;
+use crate::nats::NatsError;
+use crate::status_log::StatusLog;
 
 /// How long the server may take for the next record: the first one takes the longer the more calls there are.
 const PATIENCE: Duration = Duration::from_secs(30);

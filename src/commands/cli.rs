@@ -1,16 +1,18 @@
 //! The command line: its commands and flags, and what is printed when it is wrong.
 
-use clap::{
-    Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use super::{dead::Dead, dumpjob::Dumpjob, startjob::Startjob};
-use crate::{
-    config::{Settings, at_least},
-    nats::NatsSettings,
-};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use super::dead::Dead;
+use super::dumpjob::Dumpjob;
+use super::startjob::Startjob;
+use crate::config::{Settings, at_least};
+use crate::nats::NatsSettings;
 
 /// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and reports how
 /// every call went. Without a command it serves.

@@ -1,12 +1,17 @@
 //! `conntest`: tries everything that the operator depends on.
 
-use std::{fmt, process::ExitCode};
+use std::fmt;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use async_nats::jetstream::account::Account;
 
 use super::{durability, open_runner};
-use crate::{config::Settings, error_chain::error_chain, job::JobDefaults, nats::connect, runner::Runner};
+use crate::config::Settings;
+use crate::error_chain::error_chain;
+use crate::job::JobDefaults;
+use crate::nats::connect;
+use crate::runner::Runner;
 
 /// The result for one of the things that the operator depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]

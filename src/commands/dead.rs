@@ -7,11 +7,9 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::nats_session::{self, NatsSession};
-use crate::{
-    config::Settings,
-    queue::dead_letters::read::{Letter, Letters},
-    status_log::StatusLog,
-};
+use crate::config::Settings;
+use crate::queue::dead_letters::read::{Letter, Letters};
+use crate::status_log::StatusLog;
 
 /// What can be done with dead letters.
 #[derive(Debug, Clone, Subcommand)]

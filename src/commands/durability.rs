@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::{
-    api::Api,
-    config::MonitoringUrls,
-    nats::monitoring::{self, MonitoringError, Sync},
-};
+use crate::api::Api;
+use crate::config::MonitoringUrls;
+use crate::nats::monitoring::{self, MonitoringError, Sync};
 
 /// The server is asked again so often: it may be restarted with another configuration.
 const EVERY: Duration = Duration::from_secs(60);

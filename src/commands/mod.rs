@@ -18,12 +18,14 @@ pub mod serve;
 pub mod simulate_call;
 pub mod startjob;
 
-use std::{ffi::OsString, io, process::ExitCode};
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use self::cli::{Cli, Command, Effective};
 use crate::telemetry;
-use cli::{Cli, Command, Effective};
 
 /// What the supervisor of a local attempt is started with. Not a command for people, and without any setting or runtime: there
 /// is one such process for every call in progress.

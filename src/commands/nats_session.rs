@@ -5,16 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, anyhow};
 use async_nats::{Client, jetstream};
 
-use crate::{
-    api::Api,
-    config::Settings,
-    error_chain::error_chain,
-    nats::{
-        Names,
-        connect::{self, ConnectError, Refusal},
-    },
-    retry::Retry,
-};
+use crate::api::Api;
+use crate::config::Settings;
+use crate::error_chain::error_chain;
+use crate::nats::Names;
+use crate::nats::connect::{self, ConnectError, Refusal};
+use crate::retry::Retry;
 
 /// For so long the server may refuse the credentials until `serve` ends: they may be about to be rolled out.
 const REFUSED_FOR: Duration = Duration::from_secs(60);

@@ -1,19 +1,17 @@
 //! Chooses and opens the runner, in one place for every command that needs one.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
-    config::{RunnerArgs, RunnerKind, Settings},
-    job::JobDefaults,
-    retry::Retry,
-    runner::{
-        Runner, RunnerError,
-        kubernetes::{KubernetesRunner, KubernetesSettings, cluster_is_configured},
-        local::{LocalRunner, LocalSettings},
-    },
-};
+use crate::config::{RunnerArgs, RunnerKind, Settings};
+use crate::job::JobDefaults;
+use crate::retry::Retry;
+use crate::runner::kubernetes::{KubernetesRunner, KubernetesSettings, cluster_is_configured};
+use crate::runner::local::{LocalRunner, LocalSettings};
+use crate::runner::{Runner, RunnerError};
 
 /// The runner that the settings ask for; waits until its cluster answers.
 ///

@@ -8,12 +8,10 @@ use async_nats::jetstream::kv::Store;
 use jiff::Timestamp;
 
 use super::nats_session::{self, NatsSession};
-use crate::{
-    clock::now,
-    config::Settings,
-    nats::streams,
-    queue::control::{self, Paused},
-};
+use crate::clock::now;
+use crate::config::Settings;
+use crate::nats::streams;
+use crate::queue::control::{self, Paused};
 
 /// Pauses, for a while or until resumed.
 ///

@@ -1,41 +1,36 @@
 //! `serve`: puts everything together, and takes it apart again at the end. The only place that knows all parts.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
 use tokio::task::JoinSet;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::{banner, cli::Effective, durability, listen::listen, nats_session, open_runner};
-use crate::{
-    api::{self, Api},
-    call::Status,
-    call_index::{Brief, CallIndex},
-    clock::now,
-    config::{QueueArgs, Settings},
-    dialler::{Dialler, Starts},
-    http::{self, HttpSettings},
-    job::JobDefaults,
-    job_watch::{self, JobStore},
-    nats::{
-        Names, StreamSettings,
-        connect::{self, Refusal},
-        streams,
-    },
-    queue::{
-        Delivery, InFlight, Inbox, Keeper,
-        control::{self, Pause},
-        dead_letters::DeadLetters,
-        pull,
-        rate_limit::RateLimit,
-        scheduled::{self, Timers},
-        undecodable,
-    },
-    reconcile::Reconciler,
-    retry, schema, shutdown,
-    status_log::StatusLog,
-};
+use super::cli::Effective;
+use super::listen::listen;
+use super::{banner, durability, nats_session, open_runner};
+use crate::api::{self, Api};
+use crate::call::Status;
+use crate::call_index::{Brief, CallIndex};
+use crate::clock::now;
+use crate::config::{QueueArgs, Settings};
+use crate::dialler::{Dialler, Starts};
+use crate::http::{self, HttpSettings};
+use crate::job::JobDefaults;
+use crate::job_watch::{self, JobStore};
+use crate::nats::connect::{self, Refusal};
+use crate::nats::{Names, StreamSettings, streams};
+use crate::queue::control::{self, Pause};
+use crate::queue::dead_letters::DeadLetters;
+use crate::queue::rate_limit::RateLimit;
+use crate::queue::scheduled::{self, Timers};
+use crate::queue::{Delivery, InFlight, Inbox, Keeper, pull, undecodable};
+use crate::reconcile::Reconciler;
+use crate::status_log::StatusLog;
+use crate::{retry, schema, shutdown};
 
 /// How old the state of the queue in `/health` and `/metrics` may be.
 const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -1,15 +1,15 @@
 //! What every Job has in common, as people set it and as the Job builder takes it. In a file of its own with the two things of
 //! the machine that it is made of: the template's file, and the namespace that a pod finds itself in.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{
-    BadSetting,
-    values::{command, namespace_name, not_empty, secret_name, selector, template_file, truth, whole},
-};
-use crate::job::{JobDefaults, manifest::parse_template};
+use super::BadSetting;
+use super::values::{command, namespace_name, not_empty, secret_name, selector, template_file, truth, whole};
+use crate::job::JobDefaults;
+use crate::job::manifest::parse_template;
 
 /// Where a pod finds the namespace of its service account.
 const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";

@@ -8,17 +8,16 @@ mod nats;
 mod queue;
 mod values;
 
-use std::{net::IpAddr, path::PathBuf};
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+pub use self::job::{HangUp, JobArgs, Selector};
+pub use self::nats::{MonitoringUrls, NatsArgs};
+pub use self::queue::QueueArgs;
+pub use self::values::at_least;
 use self::values::{address, log_filter, not_empty, whole};
-pub use self::{
-    job::{HangUp, JobArgs, Selector},
-    nats::{MonitoringUrls, NatsArgs},
-    queue::QueueArgs,
-    values::at_least,
-};
 
 /// All settings.
 #[derive(Debug, Clone, Args)]

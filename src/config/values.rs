@@ -1,13 +1,16 @@
 //! The text of one setting, read. Apart, since each is a function that a test can call, and all refuse in the same way: they
 //! say what is accepted.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use super::{HangUp, MonitoringUrls, Selector};
-use crate::{
-    call::validate::names::{is_label_key, is_label_value, is_subdomain},
-    job::manifest::parse_template,
-};
+use crate::call::validate::names::{is_label_key, is_label_value, is_subdomain};
+use crate::job::manifest::parse_template;
 
 /// A record must outlive the longest call: 600 s × 100, and its delays.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 3600);

@@ -1,16 +1,14 @@
 //! `GET /metrics`: what the api knows, as OpenMetrics text. Gauges that are read at the moment of a scrape, so that nothing has
 //! to be kept up to date on the hot path.
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
-use crate::{
-    api::{Api, QueueState},
-    call::Status,
-};
+use crate::api::{Api, QueueState};
+use crate::call::Status;
 
 /// Media type of the answer (OpenMetrics 1.0).
 pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

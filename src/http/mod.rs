@@ -19,9 +19,9 @@ mod server;
 
 use std::time::Duration;
 
-pub use body_budget::BodyBudget;
-pub use dto::{Accepted, Job, Ready};
-pub use server::{serve, serve_admin};
+pub use self::body_budget::BodyBudget;
+pub use self::dto::{Accepted, Job, Ready};
+pub use self::server::{serve, serve_admin};
 
 /// The limits of the HTTP side. The defaults are the operator's.
 #[derive(Debug, Clone)]

@@ -3,10 +3,12 @@
 
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
-use warp::{Rejection, reject, reply::Response};
+use warp::reply::Response;
+use warp::{Rejection, reject};
 
+use crate::api;
 use crate::call::{FieldError, Refusal};
-use crate::{api, error_chain::error_chain};
+use crate::error_chain::error_chain;
 
 /// What went wrong. Clients distinguish the kinds by `type`, `urn:sipstuff:problem:<slug>`, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +235,8 @@ impl From<&Rejection> for Problem {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use warp::{Filter, hyper::body::Bytes};
+    use warp::Filter;
+    use warp::hyper::body::Bytes;
 
     use super::*;
     use crate::nats::{NatsError, NatsErrorKind};

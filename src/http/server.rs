@@ -158,7 +158,8 @@ mod tests {
     use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
 
-    use super::super::{body, problem::Problem};
+    use super::super::body;
+    use super::super::problem::Problem;
     use super::*;
 
     /// A server on a free port whose one route reads the body as `POST /call` does and echoes it; `/slow` takes 300 ms.

@@ -1,9 +1,7 @@
 //! A Job that nobody follows × what the log says → what becomes of it: what [`crate::reconcile`] decides by.
 
-use super::{
-    ObservedJob,
-    advance::{Moments, advance},
-};
+use super::ObservedJob;
+use super::advance::{Moments, advance};
 use crate::call::{Change, Outcome, Status, StatusEvent};
 
 /// What becomes of a Job that nobody follows.

@@ -2,15 +2,11 @@
 //! collected, or never started.
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod},
-};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
-use super::{
-    manifest::CONTAINER,
-    observed::{Ending, MAX_MESSAGE_BYTES, Ran, caller, end, running_since, terminated},
-};
+use super::manifest::CONTAINER;
+use super::observed::{Ending, MAX_MESSAGE_BYTES, Ran, caller, end, running_since, terminated};
 
 impl Ending {
     /// How a finished attempt ended, by the Job's conditions and the last of its pods that came to an end. For one that is not

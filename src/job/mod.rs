@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 
-pub use ending::has_run;
-pub use observed::{Ending, Observed, ObservedJob, Ran};
+pub use self::ending::has_run;
+pub use self::observed::{Ending, Observed, ObservedJob, Ran};
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";

@@ -1,14 +1,15 @@
 //! The connection to NATS: one for the process, reconnects by itself, without a limit.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use async_nats::{
-    Client, ClientError, ConnectErrorKind, ConnectOptions, Event,
-    jetstream::{self, ErrorCode, context::AccountErrorKind},
-};
+use async_nats::jetstream::context::AccountErrorKind;
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::NatsError;
 

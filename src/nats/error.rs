@@ -1,6 +1,8 @@
 //! What can go wrong between here and NATS, by what can be done about it.
 
-use std::{error::Error, fmt, sync::Arc};
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
 
 use async_nats::jetstream;
 

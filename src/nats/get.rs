@@ -4,7 +4,8 @@
 //! A direct get is answered by any replica of the stream, also by one that lags, so its "there is no such message" proves nothing.
 //! The leader's answer does.
 
-use async_nats::jetstream::{Context, response::Response};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::response::Response;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};

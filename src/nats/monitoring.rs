@@ -1,7 +1,9 @@
 //! What nats-server's monitoring port says about when it syncs its files. A client cannot ask for it over its connection, and
 //! what was acknowledged before it was synced is lost with the power.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
@@ -9,7 +11,8 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::error_chain::error_chain;
 

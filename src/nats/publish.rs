@@ -1,9 +1,8 @@
 //! Publishing into a stream: done once the server has stored the message.
 
-use async_nats::{
-    HeaderMap, Subject,
-    jetstream::{Context, message::PublishMessage},
-};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 
 use super::NatsError;

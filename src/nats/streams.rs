@@ -1,15 +1,15 @@
 //! The streams, the bucket and the consumers: what they should be, and making them so. Idempotent: several replicas may do it at
 //! once, and [`crate::queue::keeper`] does it again and again.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
+use std::time::Duration;
 
-use async_nats::jetstream::{
-    Context, ErrorCode,
-    consumer::{AckPolicy, DeliverPolicy, FromConsumer, PullConsumer, pull},
-    context::{GetStreamError, GetStreamErrorKind},
-    kv,
-    stream::{Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Republish, RetentionPolicy, StorageType},
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, FromConsumer, PullConsumer, pull};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::stream::{
+    Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Republish, RetentionPolicy, StorageType,
 };
+use async_nats::jetstream::{Context, ErrorCode, kv};
 use jiff::Timestamp;
 
 use super::{NatsError, timestamp};

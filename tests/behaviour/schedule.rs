@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use serde_json::json;
+use sipstuff_operator::call::Status;
 
 use crate::support::status::queue_is_empty;
 use crate::support::{PATIENCE, Setup, accepted, eventually, get_json, in_seconds, request, with};
-use sipstuff_operator::call::Status;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_waits_for_its_moment_through_a_restart_of_everything() {

@@ -6,8 +6,7 @@ use futures::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::{Operator, eventually};
-use crate::support::{PATIENCE, Setup, get_json, post_call, request_of};
+use crate::support::{Operator, PATIENCE, Setup, eventually, get_json, post_call, request_of};
 
 /// More than the API serves at a time.
 const CLIENTS: usize = 1_100;

@@ -20,8 +20,7 @@ use serde_json::Value;
 use super::chaos::dice::Dice;
 use crate::support::process::Scratch;
 use crate::support::status::recorded;
-use crate::support::{NatsOptions, NatsServer, Operator, eventually};
-use crate::support::{PATIENCE, Setup, name_of, post_call, request_of};
+use crate::support::{NatsOptions, NatsServer, Operator, PATIENCE, Setup, eventually, name_of, post_call, request_of};
 
 /// Who publishes at once, and how long each waits between two calls: several hundred calls per second at most.
 const CALLERS: usize = 16;

@@ -15,9 +15,9 @@ mod tests;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use self::decode::{Decoded, decode};
+use self::fields::FIELDS;
 use super::{CallId, CallRequest, CallSpec};
-use decode::{Decoded, decode};
-use fields::FIELDS;
 
 /// Most errors that are listed: a body of a megabyte could have a hundred thousand of them.
 const MAX_ERRORS: usize = 100;

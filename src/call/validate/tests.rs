@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::fixtures::{Expected, fixtures, now, with};
 use super::{parse as parse_at, *};
-use crate::call::Outcome;
-use crate::call::{canonical, spec::Announcement};
+use crate::call::spec::Announcement;
+use crate::call::{Outcome, canonical};
 
 fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
     parse_at(body, now())

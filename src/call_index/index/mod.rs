@@ -1,9 +1,7 @@
 //! The index itself: pure, bounded, and as small as a call can be kept.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Brief;
 use crate::call::Status;

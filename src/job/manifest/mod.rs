@@ -18,11 +18,10 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use secrecy::ExposeSecret;
 
+pub use self::env::{SIP_PASSWORD, SIP_TURN_PASSWORD};
+pub use self::template::parse_template;
 use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, JobDefaults, JobOrder, LABEL_BATCH};
 use crate::call::{Call, CallSpec};
-
-pub use env::{SIP_PASSWORD, SIP_TURN_PASSWORD};
-pub use template::parse_template;
 
 /// Name of the container that places the call.
 pub const CONTAINER: &str = "sip-caller";

@@ -2,13 +2,12 @@
 //! since ten thousand Jobs are sixty megabytes of JSON.
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::{Job, JobCondition},
-    core::v1::{ContainerStatus, Pod},
-};
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde::{Deserialize, Serialize};
 
-use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, LABEL_SETTLED, ending, manifest::CONTAINER};
+use super::manifest::CONTAINER;
+use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, LABEL_SETTLED, ending};
 use crate::call::{CallId, Fingerprint};
 
 /// Longest termination message that is kept, in bytes: what the kubelet itself allows a container.

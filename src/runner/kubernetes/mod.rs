@@ -19,11 +19,10 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde::Serialize;
 
-use api_error::ApiError;
-pub use connect::{KubernetesSettings, cluster_is_configured};
-use trimmed::{Trim, Trimmed};
-use watch::SharedCache;
-
+use self::api_error::ApiError;
+pub use self::connect::{KubernetesSettings, cluster_is_configured};
+use self::trimmed::{Trim, Trimmed};
+use self::watch::SharedCache;
 use super::{Observation, Place, Runner, RunnerError, StartError};
 use crate::error_chain::error_chain;
 use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, SELECTOR};

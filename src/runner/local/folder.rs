@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::call::{CallId, Fingerprint};
 use crate::job::{Ending, Ran};

@@ -4,12 +4,11 @@
 //! their way out). A folder enters and leaves `jobs` by one rename, so it is never seen half made.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
+use std::{io, thread};
 
 use super::folder::{About, Folder, open_lock, sync_folder};
 use super::secrets::SecretsError;
