@@ -1,26 +1,26 @@
-//! `startjob`: places the call of a request at once, without queue and without operator.
+//! `startjob`: places the call of a request right away, without queue or operator.
 
 use std::io::Write;
 
 use anyhow::Context;
 
-use super::manifest::{JobFlags, unheeded};
+use super::manifest::{JobFlags, operator_only};
 use crate::job::JobDefaults;
 use crate::runner::Runner;
 
-/// Creates the Job of a request at once, without the queue
+/// Creates the Job of a request right away, without the queue
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Startjob {
-    /// The Job.
     #[command(flatten)]
     pub job: JobFlags,
 }
 
-/// Starts the Job, and writes its name and namespace to `out`. With the same `--id` and request a second time is harmless.
+/// Starts the Job, and writes its name and namespace to `out`. Running it again with the same `--id` and request is
+/// harmless.
 ///
 /// # Errors
-/// [`super::request_flags::RequestError`] when the request is invalid, and [`crate::runner::StartError`] when the Job was
-/// not started. Without any request nothing is started either: there is no sample that should ring somewhere.
+/// [`super::request_flags::RequestError`] when the request is invalid, and [`crate::runner::StartError`] when the Job
+/// was not started. Without a request nothing is started: a sample would call somebody.
 pub async fn run(
     command: &Startjob,
     defaults: &JobDefaults,
@@ -28,11 +28,11 @@ pub async fn run(
     out: &mut (impl Write + Send),
     notes: &mut (impl Write + Send),
 ) -> anyhow::Result<()> {
-    let request = command.job.request.read()?.context("no request; give --dest and --text or --wav, or --data")?;
-    let unheeded = unheeded(&request.parsed.spec);
+    let request = command.job.request.read()?.context("no request; pass --dest and --text or --wav, or --data")?;
+    let operator_only = operator_only(&request.parsed.spec);
     let order = command.job.order(request.parsed, defaults);
-    if !unheeded.is_empty() {
-        writeln!(notes, "Only the operator heeds {}: the Job starts without it.", unheeded.join(", "))?;
+    if !operator_only.is_empty() {
+        writeln!(notes, "Ignored, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
     runner.start(&order).await.with_context(|| format!("Job {} was not started", order.name()))?;
     writeln!(out, "Job {} started in namespace {}", order.name(), runner.place().namespace)?;
@@ -60,7 +60,7 @@ mod tests {
         startjob: Startjob,
     }
 
-    /// A place that only notes what it is told to start.
+    /// A runner that only notes what it is told to start.
     struct Notebook {
         place: Place,
         started: Mutex<Vec<JobOrder>>,
