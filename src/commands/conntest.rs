@@ -43,7 +43,7 @@ impl fmt::Display for Answer {
 /// The settings are invalid.
 pub async fn run(settings: &Settings) -> Result<ExitCode> {
     let defaults = settings.job.defaults()?;
-    let answers = [ask_nats(settings).await, ask_place(settings, &defaults).await?];
+    let answers = [ask_nats(settings).await, ask_configured_runner(settings, &defaults).await?];
     for answer in &answers {
         println!("{answer}");
     }
@@ -69,7 +69,7 @@ async fn ask_nats(settings: &Settings) -> Answer {
     Answer { name: "nats".to_owned(), address: nats.address(), result, warning }
 }
 
-async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
+async fn ask_configured_runner(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
     Ok(match open_runner::open_once(settings, defaults).await? {
         Ok(runner) => ask_runner(runner.as_ref()).await,
         Err(error) => Answer {
@@ -83,10 +83,10 @@ async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer
 
 /// Tests a runner.
 pub async fn ask_runner(runner: &dyn Runner) -> Answer {
-    let place = runner.place();
+    let info = runner.info();
     Answer {
-        name: place.kind.to_owned(),
-        address: format!("{} (namespace {})", place.address, place.namespace),
+        name: info.kind.to_owned(),
+        address: format!("{} (namespace {})", info.address, info.namespace),
         result: runner.check().await.map_err(|error| error.to_string()),
         warning: None,
     }

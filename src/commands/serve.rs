@@ -109,7 +109,7 @@ impl Engine {
         let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
-        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
+        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
         let reconciler = Reconciler::new(
             log.clone(),
             runner.clone(),
@@ -141,7 +141,7 @@ impl Engine {
         engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
         engine.follow(api, &settings.queue, closing);
         engine.consume(closing);
-        tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
+        tracing::info!(runner = runner.info().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 

@@ -35,7 +35,7 @@ pub async fn run(
         writeln!(notes, "Ignored, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
     runner.start(&order).await.with_context(|| format!("Job {} was not started", order.name()))?;
-    writeln!(out, "Job {} started in namespace {}", order.name(), runner.place().namespace)?;
+    writeln!(out, "Job {} started in namespace {}", order.name(), runner.info().namespace)?;
     Ok(())
 }
 
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::job::samples::defaults;
     use crate::job::{JobOrder, ObservedJob};
-    use crate::runner::{Observation, Place, RunnerError, StartError};
+    use crate::runner::{Observation, RunnerError, RunnerInfo, StartError};
 
     #[derive(Parser)]
     struct Cli {
@@ -62,14 +62,14 @@ mod tests {
 
     /// A runner that only notes what it is told to start.
     struct Notebook {
-        place: Place,
+        info: RunnerInfo,
         started: Mutex<Vec<JobOrder>>,
     }
 
     #[async_trait]
     impl Runner for Notebook {
-        fn place(&self) -> &Place {
-            &self.place
+        fn info(&self) -> &RunnerInfo {
+            &self.info
         }
 
         async fn start(&self, order: &JobOrder) -> Result<(), StartError> {
@@ -99,13 +99,13 @@ mod tests {
     }
 
     async fn start(args: &[&str]) -> (anyhow::Result<String>, Vec<JobOrder>) {
-        let place = Place {
+        let info = RunnerInfo {
             kind: "notebook",
             cluster: "here".to_owned(),
             namespace: "sipstuff".to_owned(),
             address: "paper".to_owned(),
         };
-        let runner = Notebook { place, started: Mutex::default() };
+        let runner = Notebook { info, started: Mutex::default() };
         let cli = Cli::try_parse_from([&["startjob"], args].concat()).unwrap();
         let (mut out, mut notes) = (Vec::new(), Vec::new());
         let result = run(&cli.startjob, &defaults(), &runner, &mut out, &mut notes).await;

@@ -23,7 +23,7 @@ use self::api_error::ApiError;
 pub use self::connect::{KubernetesSettings, cluster_is_configured};
 use self::trimmed::{Trim, Trimmed};
 use self::watch::SharedCache;
-use super::{Observation, Place, Runner, RunnerError, StartError};
+use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use crate::error_chain::error_chain;
 use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, SELECTOR};
 
@@ -36,7 +36,7 @@ const JOB_UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 
 /// A namespace of a cluster.
 pub struct KubernetesRunner {
-    place: Place,
+    info: RunnerInfo,
     ttl_seconds: i32,
     client: Client,
     jobs: Api<Job>,
@@ -52,14 +52,14 @@ impl KubernetesRunner {
     /// # Errors
     /// [`RunnerError`] when there is no usable configuration, no answer, or no such namespace; it says what to do.
     pub async fn connect(settings: KubernetesSettings) -> Result<Self, RunnerError> {
-        let (client, place) = connect::connect(&settings).await?;
+        let (client, info) = connect::connect(&settings).await?;
         Ok(Self {
             ttl_seconds: settings.ttl_seconds,
-            jobs: Api::namespaced(client.clone(), &place.namespace),
-            pods: Api::namespaced(client.clone(), &place.namespace),
-            secrets: Api::namespaced(client.clone(), &place.namespace),
+            jobs: Api::namespaced(client.clone(), &info.namespace),
+            pods: Api::namespaced(client.clone(), &info.namespace),
+            secrets: Api::namespaced(client.clone(), &info.namespace),
             client,
-            place,
+            info,
             cache: SharedCache::default(),
         })
     }
@@ -143,14 +143,14 @@ impl KubernetesRunner {
     }
 
     fn api<K: Trim>(&self) -> Api<Trimmed<K>> {
-        Api::namespaced(self.client.clone(), &self.place.namespace)
+        Api::namespaced(self.client.clone(), &self.info.namespace)
     }
 }
 
 #[async_trait]
 impl Runner for KubernetesRunner {
-    fn place(&self) -> &Place {
-        &self.place
+    fn info(&self) -> &RunnerInfo {
+        &self.info
     }
 
     async fn check(&self) -> Result<String, RunnerError> {

@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use self::fleet::Fleet;
 pub use self::secrets::SecretsError;
 pub use self::state_dir::OpenError;
-use super::{Observation, Place, Runner, RunnerError, StartError};
+use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use crate::job::{JobOrder, ObservedJob};
 
 /// How long a caller has to hang up after SIGINT before it is killed.
@@ -58,7 +58,7 @@ pub struct LocalSettings {
 /// Runs Jobs as processes on this machine.
 #[derive(Debug)]
 pub struct LocalRunner {
-    place: Place,
+    info: RunnerInfo,
     fleet: Arc<Fleet>,
     /// One start of a name at a time, so that nothing happens between the check for its folder and its creation.
     starting: [Arc<Mutex<()>>; STARTS],
@@ -74,7 +74,11 @@ impl LocalRunner {
         let (fleet, cluster) = spawn_blocking(|| Fleet::open(settings)).await.map_err(OpenError::panicked)??;
         let fleet = Arc::new(fleet);
         tokio::spawn(fleet::watch(Arc::downgrade(&fleet)));
-        Ok(Self { place: Place { kind: "local", cluster, namespace, address }, fleet, starting: Default::default() })
+        Ok(Self {
+            info: RunnerInfo { kind: "local", cluster, namespace, address },
+            fleet,
+            starting: Default::default(),
+        })
     }
 
     /// The lock for starts of that name.
@@ -96,8 +100,8 @@ impl LocalRunner {
 
 #[async_trait]
 impl Runner for LocalRunner {
-    fn place(&self) -> &Place {
-        &self.place
+    fn info(&self) -> &RunnerInfo {
+        &self.info
     }
 
     async fn check(&self) -> Result<String, RunnerError> {
