@@ -1,14 +1,15 @@
 //! The manifests in deploy/ against a real control plane: they are accepted, and grant just the rights that are used.
 
+use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::json;
 use sipstuff_operator::call::{CallId, Status};
-use sipstuff_operator::job::JobOrder;
+use sipstuff_operator::job::{JobOrder, Observed};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
-use sipstuff_operator::runner::{Runner, RunnerError, StartError};
+use sipstuff_operator::runner::{Observation, Runner, RunnerError, StartError};
 
 use crate::runners::kubernetes::{SOON, answers, ends, order_with_password, run_pods, settings};
 use crate::support::{
@@ -59,11 +60,30 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
     start(&runner, &order).await?;
     start(&runner, &order).await?;
     let change = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
-    change.map_err(|_| RunnerError { message: "cannot watch resource \"jobs\"".to_owned(), retry_after: None })?;
+    change.map_err(|_| unwatched("jobs"))?;
     let _node = run_pods(namespace, answers);
+    let mut of_pods = stream.filter(|seen| ready(shows_a_pod(seen)));
+    tokio::time::timeout(Duration::from_secs(10), of_pods.next()).await.map_err(|_| unwatched("pods"))?;
     ends(&runner, order.name()).await?;
     runner.release(order.name()).await?;
     runner.stop(order.name()).await
+}
+
+/// What a watch that is refused would say: it is tried again inside, so here it only stays silent.
+fn unwatched(resource: &str) -> RunnerError {
+    RunnerError { message: format!("cannot watch resource \"{resource}\""), retry_after: None }
+}
+
+/// Whether a report says what only a pod can: that its container runs, or its exit code.
+fn shows_a_pod(seen: &Observation) -> bool {
+    match seen {
+        Observation::Changed(job) => match &job.state {
+            Observed::Running { .. } => true,
+            Observed::Ended(ending) => ending.exit_code.is_some(),
+            Observed::Waiting { .. } | Observed::Gone => false,
+        },
+        Observation::All(_) | Observation::Removed(_) => false,
+    }
 }
 
 async fn start(runner: &KubernetesRunner, order: &JobOrder) -> Result<(), RunnerError> {
@@ -121,7 +141,8 @@ async fn the_operator_lives_through_calls_a_crash_and_a_cancel_with_its_own_toke
 async fn the_role_of_the_deployment_grants_nothing_that_is_not_used() {
     let plane = ControlPlane::shared().await;
     let jobs = ["create", "get", "list", "watch", "patch", "delete"].map(|verb| (verb, "jobs"));
-    let others = [("list", "pods"), ("create", "secrets"), ("delete", "secrets"), ("get", "namespaces")];
+    let others =
+        [("list", "pods"), ("watch", "pods"), ("create", "secrets"), ("delete", "secrets"), ("get", "namespaces")];
     let each = jobs.into_iter().chain(others).map(async |(verb, resource)| {
         let namespace = plane.namespace().await;
         let kubeconfig = deploy(&namespace, Some((verb, resource))).await;

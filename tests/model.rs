@@ -46,7 +46,7 @@ use sipstuff_operator::queue::in_flight::InFlight;
 use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox, Labels};
 use sipstuff_operator::queue::scheduled::Timers;
 use sipstuff_operator::reconcile::Reconciler;
-use sipstuff_operator::runner::{Observation, Place, Runner, RunnerError, StartError};
+use sipstuff_operator::runner::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use sipstuff_operator::status_log::StatusLog;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -211,7 +211,7 @@ impl FakeJob {
 
 /// A dialler's way to its cluster, which can be stalled.
 struct Line {
-    place: Place,
+    info: RunnerInfo,
     cluster: Arc<Cluster>,
     is_stalled: AtomicBool,
     waiting: Mutex<Vec<JobOrder>>,
@@ -222,10 +222,14 @@ struct Line {
 
 impl Line {
     fn new(cluster: &str, jobs: Arc<Cluster>) -> Self {
-        let place =
-            Place { kind: "model", cluster: cluster.to_owned(), namespace: "calls".to_owned(), address: String::new() };
+        let info = RunnerInfo {
+            kind: "model",
+            cluster: cluster.to_owned(),
+            namespace: "calls".to_owned(),
+            address: String::new(),
+        };
         Self {
-            place,
+            info,
             cluster: jobs,
             is_stalled: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -243,8 +247,8 @@ impl Line {
 
 #[async_trait]
 impl Runner for Line {
-    fn place(&self) -> &Place {
-        &self.place
+    fn info(&self) -> &RunnerInfo {
+        &self.info
     }
 
     async fn check(&self) -> Result<String, RunnerError> {

@@ -27,7 +27,7 @@ mod view;
 
 use std::process::ExitCode;
 
-use report::Report;
+use self::report::Report;
 
 const HELP: &str = "make bench ARGS='[api] [sync] [jobs[=N]] [ends[=N]] [view[=N]] [memory[=N]] [rounds=N]'
 

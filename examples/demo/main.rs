@@ -23,12 +23,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use async_nats::Subscriber;
 use futures::StreamExt;
-use ledger::Ledger;
-use script::Planned;
-use show::Screen;
 use sipstuff_operator::call::StatusEvent;
-use stage::Stage;
 use tokio::signal::unix::{SignalKind, signal};
+
+use self::ledger::Ledger;
+use self::script::Planned;
+use self::show::Screen;
+use self::stage::Stage;
 
 /// How long the calls may take together. On an idle machine it is about eight seconds.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use process::{Process, Scratch, signal_group};
 use serde_json::Value;
+
+use self::process::{Process, Scratch, signal_group};
 
 /// Calls in progress at once: few enough that some have to wait their turn.
 pub(crate) const MAX_ACTIVE_CALLS: usize = 10;

@@ -16,15 +16,15 @@ pub mod status;
 pub mod traceparent;
 pub mod validate;
 
-pub use change::{Change, Ended};
-pub use event::StatusEvent;
-pub use id::{CallId, CallName, Fingerprint};
-pub use outcome::{Outcome, Verdict};
-pub use request::CallRequest;
-pub use spec::{CallSpec, OnUnknown};
-pub use status::{IllegalStep, Status};
-pub use traceparent::TraceParent;
-pub use validate::{FieldError, Refusal};
+pub use self::change::{Change, Ended};
+pub use self::event::StatusEvent;
+pub use self::id::{CallId, CallName, Fingerprint};
+pub use self::outcome::{Outcome, Verdict};
+pub use self::request::CallRequest;
+pub use self::spec::{CallSpec, OnUnknown};
+pub use self::status::{IllegalStep, Status};
+pub use self::traceparent::TraceParent;
+pub use self::validate::{FieldError, Refusal};
 
 /// A call that may be dialled: it exists only if the request was valid and its identity is known.
 #[derive(Debug, Clone)]

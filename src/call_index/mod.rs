@@ -12,15 +12,15 @@ mod scan;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use index::Index;
-pub use index::Key;
 use jiff::Timestamp;
-use progress::Progress;
-pub use progress::{Behind, CatchUpError};
-pub use scan::active_calls_of;
 use serde::Deserialize;
 use tokio::sync::watch;
 
+use self::index::Index;
+pub use self::index::Key;
+use self::progress::Progress;
+pub use self::progress::{Behind, CatchUpError};
+pub use self::scan::active_calls_of;
 use crate::call::{CallName, Status};
 use crate::clock::now;
 

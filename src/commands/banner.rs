@@ -1,4 +1,4 @@
-//! What the operator says when it starts: its version and the configuration in effect. Never a secret.
+//! What the operator prints when it starts: its version and the configuration in effect. Never a secret.
 
 use super::cli::Effective;
 

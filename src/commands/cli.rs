@@ -1,4 +1,4 @@
-//! The command line: its commands and flags, and what is printed when it is wrong.
+//! The command line: its commands and flags, and the errors that it prints.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,57 +14,54 @@ use super::startjob::Startjob;
 use crate::config::{Settings, at_least};
 use crate::nats::NatsSettings;
 
-/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and reports how
-/// every call went. Without a command it serves.
+/// Turns call requests from NATS JetStream or HTTP into Kubernetes Jobs, each of which places one SIP phone call, and
+/// reports how every call went. Without a command, it runs `serve`.
 #[derive(Debug, Parser)]
 #[command(name = "sipstuff-operator", version, max_term_width = 110)]
 pub struct Cli {
-    /// Settings.
     #[command(flatten)]
     pub settings: Settings,
-    /// What to do.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What can be done.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve: dial what is in the queue, answer HTTP (the default)
+    /// Dial the calls in the queue and serve HTTP (the default)
     Serve,
-    /// Try the connections to NATS and to the runner; exit 0 when both work, else 1
+    /// Test the connections to NATS and to the runner; exits 0 if both work, else 1
     Conntest,
-    /// Print the Job that a request would make, for `kubectl apply -f -`
+    /// Print the Job that a request would create, for `kubectl apply -f -`
     Dumpjob(Dumpjob),
-    /// Create the Job of a request at once, past the queue
+    /// Create the Job of a request right away, without the queue
     Startjob(Startjob),
-    /// Dial no new call, on any replica, for a while or until `resume`; calls in progress go on
+    /// Stop dialling new calls, on all replicas, for a while or until `resume`; calls in progress continue
     Pause {
         /// How long, such as 10m; without it, until `resume`
         #[arg(long = "for", value_name = "DURATION", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
         duration: Option<Duration>,
-        /// Why, shown by `/health`
+        /// Reason, shown by `/health`
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
-    /// Dial again
+    /// Resume dialling
     Resume,
-    /// Look after the messages that could not become calls
+    /// Manage dead letters, the messages that could not become calls
     Dead {
-        /// What to do with them
         #[command(subcommand)]
         what: Dead,
     },
     /// Write the JSON Schemas, OpenAPI and AsyncAPI documents
     Schema {
-        /// Write one file each into this folder instead of all to standard output
+        /// Write each document to a file in this directory instead of all of them to standard output
         #[arg(long, value_name = "DIR")]
         out_dir: Option<PathBuf>,
     },
     /// Print the table of settings for the README
     #[command(hide = true)]
     Settings,
-    /// Stand in for the caller: takes its arguments, writes its log lines; `simulate-call --help`
+    /// Simulate the caller: takes its arguments and writes its log lines; see `simulate-call --help`
     #[command(disable_help_flag = true)]
     SimulateCall {
         /// The caller's arguments
@@ -73,7 +70,7 @@ pub enum Command {
     },
 }
 
-/// A setting with the value that is in effect, a secret only as far as it may be shown.
+/// A setting with the value that is in effect; a secret is masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Effective {
     /// Its environment variable.
@@ -82,11 +79,11 @@ pub struct Effective {
     pub value: String,
 }
 
-/// Parses the command line and the environment; also returns the configuration in effect. An empty variable counts as not set, as
-/// manifests often write it so.
+/// Parses the command line and the environment; also returns the configuration in effect. An empty variable counts as
+/// not set, since manifests often contain such.
 ///
 /// # Errors
-/// The exit code, after the reason (or the help that was asked for) was printed: 2 for a mistake.
+/// The exit code, after the error (or the help that was asked for) was printed: 2 for a usage error.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<Effective>), ExitCode> {
     let mut command = without_empty_variables(Cli::command());
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -104,7 +101,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<
             drop(error.print());
             return Err(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
         };
-        // clap stops at the first bad value: without that one, it comes to the next.
+        // clap stops at the first bad value: with that one removed, it reports the next.
         let is_overruled = bad.is_overruled(&arguments);
         let was_removed = bad.remove(&mut command, &mut arguments);
         if !is_overruled {
@@ -137,7 +134,7 @@ fn without_empty_variables(command: Clap) -> Clap {
     empty.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(None::<&'static str>)))
 }
 
-/// A value that is not accepted.
+/// A value that is not valid.
 struct BadValue {
     /// The flag's name, without dashes.
     long: String,
@@ -164,24 +161,25 @@ impl BadValue {
             arg.and_then(Arg::get_env).filter(|name| std::env::var_os(name).is_some_and(|set| *set == *value));
         let accepted = text(ContextKind::ValidValue).map(|values| format!("accepted: {values}"));
         let why = accepted.or_else(|| std::error::Error::source(error).map(ToString::to_string)).unwrap_or_default();
+        let colon = if why.starts_with("accepted: ") { ";" } else { ":" };
         let is_secret = arg.is_some_and(Arg::is_hide_env_values_set);
         let text = match variable.map(|variable| variable.display()) {
-            Some(variable) if is_secret => format!("{variable} is not accepted: {why}"),
-            Some(variable) => format!("{variable}={value} is not accepted: {why}"),
-            None if is_secret => format!("{flag} is not accepted: {why}"),
-            None => format!("`{value}` is not accepted for {flag}: {why}"),
+            Some(variable) if is_secret => format!("{variable} is not valid{colon} {why}"),
+            Some(variable) => format!("{variable}={value} is not valid{colon} {why}"),
+            None if is_secret => format!("{flag} is not valid{colon} {why}"),
+            None => format!("`{value}` is not valid for {flag}{colon} {why}"),
         };
         Some(Self { long, is_variable: variable.is_some(), text })
     }
 
-    /// Whether it is a variable's and the flag is given as well, which goes first.
+    /// Whether it is the value of a variable that a flag overrides.
     fn is_overruled(&self, arguments: &[OsString]) -> bool {
         let (flag, with_value) = (format!("--{}", self.long), format!("--{}=", self.long));
         let is_flag = |argument: &str| argument == flag || argument.starts_with(&with_value);
         self.is_variable && arguments.iter().filter_map(|argument| argument.to_str()).any(is_flag)
     }
 
-    /// Takes it out of where it came from, and says whether it could.
+    /// Removes it from where it came from; false if it could not be found.
     fn remove(&self, command: &mut Clap, arguments: &mut Vec<OsString>) -> bool {
         if self.is_variable {
             let id =
@@ -207,14 +205,14 @@ fn effective(command: &Clap, matches: &ArgMatches) -> Vec<Effective> {
     command.get_arguments().filter_map(|arg| effective_one(arg, matches)).collect()
 }
 
-/// What may hold a secret is marked by `hide_env_values`: of an address the part after the password is shown.
+/// `hide_env_values` marks what may hold a secret; an address is shown without its credentials.
 fn effective_one(arg: &Arg, matches: &ArgMatches) -> Option<Effective> {
     let variable = arg.get_env()?.to_str()?.to_owned();
     let given: Vec<_> = matches.get_raw(arg.get_id().as_str())?.map(|value| value.to_string_lossy()).collect();
     let given = given.join(",");
     let value = match (arg.is_hide_env_values_set(), variable.as_str()) {
         (false, _) => given,
-        // Credentials in it are refused.
+        // Credentials in this one are refused.
         (true, "NATS_MONITORING_URL") => given,
         (true, "NATS_URL") => NatsSettings { url: given, ..Default::default() }.address(),
         (true, _) => "(set)".to_owned(),

@@ -1,4 +1,4 @@
-//! `conntest`: tries everything that the operator depends on.
+//! `conntest`: tests everything that the operator depends on.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -13,16 +13,16 @@ use crate::job::JobDefaults;
 use crate::nats::connect;
 use crate::runner::Runner;
 
-/// The result for one of the things that the operator depends on.
+/// The result of testing one dependency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// What was asked, such as `nats` or `kubernetes`.
+    /// What was tested, such as `nats` or `kubernetes`.
     pub name: String,
     /// Where: a server's address, and the context that it comes from. Never a password.
     pub address: String,
-    /// Server and version, or in its own words why it cannot be used.
+    /// Server and version, or why it cannot be used, in its own words.
     pub result: Result<String, String>,
-    /// What may not be as it should, although it works.
+    /// What may be wrong, although it works.
     pub warning: Option<String>,
 }
 
@@ -37,13 +37,13 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Tries NATS and the runner, prints a line for each, and returns the exit code: 0 when both work, else 1.
+/// Tests NATS and the runner, prints a line for each, and returns the exit code: 0 when both work, else 1.
 ///
 /// # Errors
-/// The settings themselves are wrong.
+/// The settings are invalid.
 pub async fn run(settings: &Settings) -> Result<ExitCode> {
     let defaults = settings.job.defaults()?;
-    let answers = [ask_nats(settings).await, ask_place(settings, &defaults).await?];
+    let answers = [ask_nats(settings).await, ask_configured_runner(settings, &defaults).await?];
     for answer in &answers {
         println!("{answer}");
     }
@@ -69,7 +69,7 @@ async fn ask_nats(settings: &Settings) -> Answer {
     Answer { name: "nats".to_owned(), address: nats.address(), result, warning }
 }
 
-async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
+async fn ask_configured_runner(settings: &Settings, defaults: &JobDefaults) -> Result<Answer> {
     Ok(match open_runner::open_once(settings, defaults).await? {
         Ok(runner) => ask_runner(runner.as_ref()).await,
         Err(error) => Answer {
@@ -81,12 +81,12 @@ async fn ask_place(settings: &Settings, defaults: &JobDefaults) -> Result<Answer
     })
 }
 
-/// Asks a runner.
+/// Tests a runner.
 pub async fn ask_runner(runner: &dyn Runner) -> Answer {
-    let place = runner.place();
+    let info = runner.info();
     Answer {
-        name: place.kind.to_owned(),
-        address: format!("{} (namespace {})", place.address, place.namespace),
+        name: info.kind.to_owned(),
+        address: format!("{} (namespace {})", info.address, info.namespace),
         result: runner.check().await.map_err(|error| error.to_string()),
         warning: None,
     }

@@ -1,4 +1,4 @@
-//! `dead`: looks after the messages that could not become calls.
+//! `dead`: manages dead letters, the messages that could not become calls.
 
 use std::io::Read;
 
@@ -14,25 +14,25 @@ use crate::status_log::StatusLog;
 /// What can be done with dead letters.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Dead {
-    /// List them: number, when, the call's id, why
+    /// List them: number, time, id of the call, reason
     List,
     /// Show one: its reason and its payload, with passwords masked
     Show {
         /// Number, as `dead list` shows it
         number: u64,
-        /// Write the payload as it is, passwords and all, and nothing else
+        /// Write only the payload, with its passwords
         #[arg(long)]
         raw: bool,
     },
-    /// Send them back into the queue; one that would be refused again stays
+    /// Send them back to the queue; those that would be refused again are kept
     Replay {
         #[command(flatten)]
         which: Which,
-        /// Send this JSON instead of the payload (`-`: standard input); with exactly one number
+        /// Send this JSON instead of the payload (`-` for standard input); requires exactly one number
         #[arg(long, value_name = "JSON", conflicts_with = "all")]
         data: Option<String>,
     },
-    /// Throw them away
+    /// Delete them
     Purge {
         #[command(flatten)]
         which: Which,
@@ -50,10 +50,10 @@ pub struct Which {
     pub all: bool,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
-/// NATS does not answer, or a letter that was named does not exist or was not sent back.
+/// NATS does not answer, or one of the letters does not exist or was not sent back.
 pub async fn run(command: Dead, settings: &Settings) -> Result<()> {
     let NatsSession { jetstream, names, .. } = nats_session::open(settings).await?;
     let log = StatusLog::open(jetstream.clone(), &names, settings.queue.status_retention).await?;
@@ -63,7 +63,7 @@ pub async fn run(command: Dead, settings: &Settings) -> Result<()> {
         Dead::Show { number, raw } => show(&named(&letters, number).await?, raw),
         Dead::Replay { which, data } => replay(&letters, &log, which, data).await,
         Dead::Purge { which: Which { all: true, .. } } => {
-            println!("{} thrown away", letters.remove_all().await?);
+            println!("{} deleted", letters.remove_all().await?);
             Ok(())
         }
         Dead::Purge { which } => purge(&letters, which.numbers).await,
@@ -97,7 +97,7 @@ fn show(letter: &Letter, raw: bool) -> Result<()> {
     Ok(())
 }
 
-/// What is not JSON cannot be masked, and so is not shown unasked.
+/// What is not JSON cannot be masked, so only `--raw` shows it.
 fn masked(payload: &[u8]) -> String {
     let Ok(mut value) = serde_json::from_slice::<Value>(payload) else {
         return format!("{} bytes that are not JSON; --raw shows them", payload.len());
@@ -148,7 +148,7 @@ async fn purge(letters: &Letters, numbers: Vec<u64>) -> Result<()> {
     for number in numbers {
         named(letters, number).await?;
         letters.remove(number).await?;
-        println!("{number} thrown away");
+        println!("{number} deleted");
     }
     Ok(())
 }
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_is_masked_wherever_it_stands_and_what_is_no_json_is_not_shown() {
+    fn a_password_is_masked_wherever_it_is_and_what_is_not_json_is_not_shown() {
         let shown = masked(br#"{"dest": "1", "sip_password": "s3cret", "x": [{"TURN_PASSWORD": ["s3cret"]}]}"#);
         assert!(shown.contains("***") && !shown.contains("s3cret"), "{shown}");
         assert!(!masked(b"{\"sip_password\": \"s3cret\"").contains("s3cret"));

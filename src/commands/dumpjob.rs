@@ -1,26 +1,26 @@
-//! `dumpjob`: prints the Job that a request would make, as a manifest that `kubectl apply -f -` takes.
+//! `dumpjob`: prints the Job that a request would create, as a manifest for `kubectl apply -f -`.
 
 use std::io::Write;
 
-use super::manifest::{JobFlags, to_json, to_yaml, unheeded};
+use super::manifest::{JobFlags, operator_only, to_json, to_yaml};
 use crate::call::validate::{self, Parsed};
 use crate::job::JobDefaults;
 
-/// What is printed when no request is given: it shows the configuration at work.
+/// The request that is used when none is given, so that the configuration can be seen in its Job.
 const SAMPLE: &[u8] = br#"{"id": "sample", "dest": "+4912345", "text": "Hello world"}"#;
 
-/// Prints the Job that a request would make; without a request, a sample
+/// Prints the Job that a request would create; without a request, a sample
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Dumpjob {
     /// JSON instead of YAML
     #[arg(long, visible_alias = "json-output")]
     pub json: bool,
-    /// The Job.
+
     #[command(flatten)]
     pub job: JobFlags,
 }
 
-/// Writes the manifest to `out` and what a reader should know of it to `notes`.
+/// Writes the manifest to `out`, and remarks about it to `notes`.
 ///
 /// # Errors
 /// [`super::request_flags::RequestError`] when the request is invalid; otherwise `out` cannot be written.
@@ -34,13 +34,13 @@ pub fn run(
         Some(request) => request.parsed,
         None => sample()?,
     };
-    let unheeded = unheeded(&parsed.spec);
+    let operator_only = operator_only(&parsed.spec);
     let order = command.job.order(parsed, defaults);
-    if !unheeded.is_empty() {
-        writeln!(notes, "# Only the operator heeds {}: this manifest does not have it.", unheeded.join(", "))?;
+    if !operator_only.is_empty() {
+        writeln!(notes, "# Not in this manifest, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
     if !order.passwords.is_empty() {
-        writeln!(notes, "# The Secret in this manifest holds a password, and stays when the Job is removed.")?;
+        writeln!(notes, "# The Secret in this manifest contains a password, and is not removed with the Job.")?;
     }
     out.write_all(if command.json { to_json(&order)? } else { to_yaml(&order)? }.as_bytes())?;
     Ok(())
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_request_it_prints_a_sample_with_the_image_that_is_named() {
+    fn without_a_request_it_prints_a_sample_with_the_given_image() {
         let (manifest, notes) = dump(&["my/image:1"]);
         let job: Job = serde_saphyr::from_str(&manifest).unwrap();
         let spec = job.spec.unwrap();
@@ -107,7 +107,7 @@ mod tests {
     fn a_password_is_printed_in_a_secret_before_the_job() {
         let args = ["--id", "a", "--dest", "1", "--text", "x", "--sip-password", "pa$$word"];
         let (yaml, notes) = dump(&args);
-        assert!(notes.contains("holds a password") && !yaml.contains("pa$$word"));
+        assert!(notes.contains("contains a password") && !yaml.contains("pa$$word"));
         let (first, second) = yaml.split_once("---\n").unwrap();
         let secret: Secret = serde_saphyr::from_str(first).unwrap();
         assert_eq!(secret.data.unwrap()["SIP_PASSWORD"].0, b"pa$$word");
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_only_the_operator_heeds() {
+    fn it_names_the_fields_that_only_the_operator_uses() {
         let (_, notes) = dump(&["--dest", "1", "--text", "x", "--max-attempts", "3", "--metadata", "a=b"]);
         assert!(notes.contains("max_attempts, metadata"), "{notes}");
     }

@@ -1,5 +1,5 @@
-//! What a power loss may take of what NATS has acknowledged, as `conntest` and `/readyz` say it. Only a remark: nobody waits
-//! for it, and nothing is refused because of it.
+//! Whether a power loss may lose what NATS has acknowledged, as `conntest` and `/readyz` report it. For information
+//! only: nothing waits for it, and nothing is refused because of it.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::api::Api;
 use crate::config::MonitoringUrls;
 use crate::nats::monitoring::{self, MonitoringError, Sync};
 
-/// The server is asked again so often: it may be restarted with another configuration.
+/// How often the server is asked: it may be restarted with another configuration.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// What is known of it.
+/// What is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Durability {
     /// False only when every server syncs before it acknowledges.
@@ -21,13 +21,13 @@ pub struct Durability {
     pub text: String,
 }
 
-/// Asks the servers, if it is known where.
+/// Asks the servers, if their monitoring addresses are known.
 pub async fn ask(urls: Option<&MonitoringUrls>) -> Durability {
     match urls {
         Some(MonitoringUrls(urls)) => words(monitoring::sync_of(urls).await),
         None => Durability {
             is_warning: true,
-            text: "whether nats-server syncs before it acknowledges is not known: set NATS_MONITORING_URL to its \
+            text: "it is not known whether nats-server syncs before it acknowledges: set NATS_MONITORING_URL to its \
                    monitoring port (`http_port`, such as http://nats:8222)"
                 .to_owned(),
         },
@@ -40,7 +40,7 @@ fn words(answer: Result<Sync, MonitoringError>) -> Durability {
         Ok(Sync::Every(interval)) => (true, interval_words(interval)),
         Err(error) => (
             true,
-            format!("whether nats-server syncs before it acknowledges is not known: NATS_MONITORING_URL {error}"),
+            format!("it is not known whether nats-server syncs before it acknowledges: NATS_MONITORING_URL {error}"),
         ),
     };
     Durability { is_warning, text }
@@ -49,12 +49,12 @@ fn words(answer: Result<Sync, MonitoringError>) -> Durability {
 fn interval_words(interval: Duration) -> String {
     let interval = SignedDuration::try_from(interval).unwrap_or(SignedDuration::MAX);
     format!(
-        "nats-server syncs every {interval:#}: a power loss may lose acknowledged calls of that time; set `jetstream {{ \
+        "nats-server syncs every {interval:#}: a power loss may lose calls acknowledged in that time; set `jetstream {{ \
          sync_interval: always }}` in its configuration"
     )
 }
 
-/// Keeps up to date what `/readyz` says, and logs each change.
+/// Keeps what `/readyz` reports up to date, and logs each change.
 pub async fn watch(urls: Option<MonitoringUrls>, api: Api) {
     let mut last = None;
     loop {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_an_address_it_is_not_known_and_says_how_to_know() {
+    async fn without_an_address_it_is_not_known_and_the_text_says_what_to_set() {
         let Durability { is_warning, text } = ask(None).await;
         assert!(is_warning && text.contains("NATS_MONITORING_URL"), "{text}");
     }

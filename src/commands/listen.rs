@@ -1,4 +1,4 @@
-//! The two listeners of `serve`: bound first of all, so that a port that is taken ends the start before anything else begins.
+//! The two listeners of `serve`: bound first, so that a port in use ends the start before anything else begins.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use crate::config::HttpArgs;
 
-/// Both, bound.
+/// Both listeners, bound.
 pub struct Listeners {
     /// For the API.
     pub api: TcpListener,
@@ -18,7 +18,7 @@ pub struct Listeners {
 /// Binds both, and logs where.
 ///
 /// # Errors
-/// A port is taken, or the address is not one of this machine; the text names the variables.
+/// A port is in use, or the address is not one of this machine; the text names the variables.
 pub async fn listen(settings: &HttpArgs) -> Result<Listeners> {
     let HttpArgs { host, port, admin_host, admin_port } = *settings;
     let api = bind(SocketAddr::new(host, port), "HOST or PORT").await?;

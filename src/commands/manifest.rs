@@ -1,5 +1,5 @@
-//! A request of the command line as a Job, and as a manifest that `kubectl apply -f -` takes: what `dumpjob` and `startjob`
-//! share.
+//! Turns a request on the command line into a Job, and into a manifest for `kubectl apply -f -`: what `dumpjob` and
+//! `startjob` share.
 
 use std::borrow::Cow;
 
@@ -15,10 +15,10 @@ use crate::call::{Call, CallSpec, OnUnknown};
 use crate::job::manifest::{build_unattended, secret};
 use crate::job::{JobDefaults, JobOrder};
 
-/// What names the Job of one call: its request and its image. The directories and ids are the operator's own settings.
+/// What the Job of one call is made of: its request and its image. Directories and user ids come from the settings.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct JobFlags {
-    /// Container image of the Job, in place of JOB_IMAGE
+    /// Container image of the Job, instead of JOB_IMAGE
     #[arg(value_name = "IMAGE")]
     pub image: Option<String>,
     /// The request.
@@ -27,7 +27,7 @@ pub struct JobFlags {
 }
 
 impl JobFlags {
-    /// The Job of a request, which Kubernetes removes by itself after its end: nobody settles it.
+    /// The Job of a request, which Kubernetes removes by itself after its end, since no operator settles it.
     pub fn order(&self, parsed: Parsed, defaults: &JobDefaults) -> JobOrder {
         let call = Call::new(parsed.id.unwrap_or_else(crate::clock::fresh_id), parsed.spec);
         build_unattended(&call, 1, &self.with_image(defaults))
@@ -41,8 +41,8 @@ impl JobFlags {
     }
 }
 
-/// The fields of a request that only the operator heeds: a Job by itself starts at once, is tried once and reports to nobody.
-pub fn unheeded(spec: &CallSpec) -> Vec<&'static str> {
+/// The given fields that only the operator uses: a Job by itself starts at once, is tried once and reports to nobody.
+pub fn operator_only(spec: &CallSpec) -> Vec<&'static str> {
     [
         ("not_before", spec.not_before.is_some()),
         ("not_after", spec.not_after.is_some()),
@@ -60,7 +60,7 @@ pub fn unheeded(spec: &CallSpec) -> Vec<&'static str> {
 /// The Job as YAML; with passwords two documents, the first of them the Secret that the Job reads.
 ///
 /// # Errors
-/// None is known: Kubernetes objects can be written as YAML.
+/// None are known: Kubernetes objects can be written as YAML.
 pub fn to_yaml(order: &JobOrder) -> anyhow::Result<String> {
     let documents = match secret(order) {
         Some(secret) => vec![document(&secret)?, document(&order.job)?],
@@ -70,7 +70,7 @@ pub fn to_yaml(order: &JobOrder) -> anyhow::Result<String> {
 }
 
 fn document(object: &impl Serialize) -> anyhow::Result<String> {
-    // One line per string: a folded block would have a reader guess which line breaks are the text's own.
+    // One line per string: in a folded block, a reader would have to guess which line breaks belong to the text.
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(object, options).context("the manifest cannot be written as YAML")
 }
@@ -78,7 +78,7 @@ fn document(object: &impl Serialize) -> anyhow::Result<String> {
 /// The Job as JSON; with passwords a `List` of the Secret and the Job.
 ///
 /// # Errors
-/// None is known: Kubernetes objects can be written as JSON.
+/// None are known: Kubernetes objects can be written as JSON.
 pub fn to_json(order: &JobOrder) -> anyhow::Result<String> {
     let text = match secret(order) {
         Some(secret) => serde_json::to_string_pretty(&list(&secret, &order.job)),

@@ -23,15 +23,15 @@ use std::io;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use cli::{Cli, Command, Effective};
 
+use self::cli::{Cli, Command, Effective};
 use crate::telemetry;
 
-/// What the supervisor of a local attempt is started with. Not a command for people, and without any setting or runtime: there
-/// is one such process for every call in progress.
+/// Runs the supervisor of a local attempt. Not for people, and without settings or runtime: there is one such process
+/// for every call in progress.
 const RUN_ATTEMPT: &str = "run-attempt";
 
-/// Does what the command line says; the exit code is 0, 1 for a failure, or 2 for a mistake in the command line.
+/// Runs the command line; the exit code is 0, 1 for a failure, or 2 for a usage error.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     match arguments.get(1).and_then(|word| word.to_str()) {
         Some(RUN_ATTEMPT) => run_attempt::run(arguments.get(2).map(Into::into).unwrap_or_default()),
@@ -48,8 +48,8 @@ fn dispatch(cli: Cli, effective: &[Effective]) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let is_mistake = error.is::<request_flags::RequestError>() || error.is::<crate::config::BadSetting>();
-            ExitCode::from(if is_mistake { 2 } else { 1 })
+            let is_usage_error = error.is::<request_flags::RequestError>() || error.is::<crate::config::BadSetting>();
+            ExitCode::from(if is_usage_error { 2 } else { 1 })
         }
     }
 }

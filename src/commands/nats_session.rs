@@ -1,4 +1,4 @@
-//! One connection to NATS: for a command that does one thing and ends, and for `serve`, which waits for the server.
+//! Connects to NATS: for a command that does one thing and ends, and for `serve`, which waits for the server.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::nats::Names;
 use crate::nats::connect::{self, ConnectError, Refusal};
 use crate::retry::Retry;
 
-/// For so long the server may refuse the credentials until `serve` ends: they may be about to be rolled out.
+/// How long the server may refuse the credentials before `serve` ends: new ones may be about to be rolled out.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
 /// A connection.
 pub struct NatsSession {
     /// JetStream on it.
     pub jetstream: jetstream::Context,
-    /// How streams and subjects are called.
+    /// The names of streams and subjects.
     pub names: Names,
 }
 
@@ -29,14 +29,14 @@ pub struct NatsSession {
 /// NATS does not answer, or the settings are wrong; the text names the address.
 pub async fn open(settings: &Settings) -> Result<NatsSession> {
     let nats = settings.nats.settings();
-    let client = connect::connect(&nats).await.with_context(|| format!("NATS at {} cannot be used", nats.address()))?;
+    let client = connect::connect(&nats).await.with_context(|| format!("cannot use NATS at {}", nats.address()))?;
     Ok(NatsSession { jetstream: connect::jetstream(client), names: settings.queue.settings().names })
 }
 
-/// Connects, however long it takes. Meanwhile the API's readiness says what is wrong, where it is known.
+/// Connects, however long it takes. Meanwhile `/readyz` says what is wrong, if it is known.
 ///
 /// # Errors
-/// What cannot heal: the settings are wrong, or the server is too old.
+/// What no retry can fix: the settings are wrong, or the server is too old.
 pub async fn open_patiently(settings: &Settings, api: &Api, refusal: &Refusal) -> Result<Client> {
     let nats = settings.nats.settings();
     let mut retry = Retry::new(format!("connect to NATS at {}", nats.address()));
@@ -58,9 +58,9 @@ pub async fn open_patiently(settings: &Settings, api: &Api, refusal: &Refusal) -
     }
 }
 
-/// Returns the error to end with, once the server has refused the credentials for a minute, at the start or later.
+/// Returns the error to end with once the server has refused the credentials for a minute, at the start or later.
 pub async fn refused_for_long(settings: &Settings, refusal: &Refusal) -> Error {
     refusal.has_lasted(REFUSED_FOR).await;
     let nats = settings.nats.settings();
-    anyhow!("NATS at {} has not let us in for {REFUSED_FOR:?}: {}", nats.address(), connect::refused(&nats))
+    anyhow!("NATS at {} has refused this operator for {REFUSED_FOR:?}: {}", nats.address(), connect::refused(&nats))
 }

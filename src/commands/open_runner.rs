@@ -1,4 +1,4 @@
-//! Chooses and opens the runner, in one place for every command that needs one.
+//! Chooses and opens the runner, for every command that needs one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::runner::{Runner, RunnerError};
 /// The runner that the settings ask for; waits until its cluster answers.
 ///
 /// # Errors
-/// None is given and there is no cluster, or the local runner's folder cannot be used.
+/// No runner is set and there is no cluster, or the local runner's directory cannot be used.
 pub async fn open(settings: &Settings, defaults: &JobDefaults) -> Result<Arc<dyn Runner>> {
     let mut retry = Retry::new("reach the cluster");
     loop {
@@ -27,7 +27,7 @@ pub async fn open(settings: &Settings, defaults: &JobDefaults) -> Result<Arc<dyn
     }
 }
 
-/// As [`open`], with one try: the inner error is one that may heal.
+/// Like [`open`], but tries once: the inner error is one that a retry may fix.
 ///
 /// # Errors
 /// As for [`open`].
@@ -38,14 +38,15 @@ pub async fn open_once(settings: &Settings, defaults: &JobDefaults) -> Result<Re
     }
 }
 
-/// The runner given, else the cluster if there is one; never the local one unasked, since it dials from this machine.
+/// The configured runner, else the cluster if there is one; never the local one by default, since it dials from this
+/// machine.
 fn kind(settings: &RunnerArgs, is_cluster: bool) -> Result<RunnerKind> {
     match settings.runner {
         Some(kind) => Ok(kind),
         None if is_cluster => Ok(RunnerKind::Kubernetes),
         None => bail!(
-            "there is no Kubernetes cluster here (no service account, no kubeconfig), and RUNNER is not set: \
-             set RUNNER=kubernetes and give a kubeconfig, or RUNNER=local to run calls as processes of this machine"
+            "no Kubernetes cluster is configured (no service account, no kubeconfig), and RUNNER is not set: \
+             set RUNNER=kubernetes and provide a kubeconfig, or RUNNER=local to run calls as processes on this machine"
         ),
     }
 }
@@ -69,7 +70,7 @@ async fn local(settings: &RunnerArgs, defaults: &JobDefaults) -> Result<Arc<dyn 
         sip_secret_name: defaults.sip_secret_name.clone(),
         namespace: defaults.namespace.clone(),
         ttl: Duration::from_secs(u64::try_from(defaults.ttl_seconds).unwrap_or(0)),
-        self_exe: std::env::current_exe().context("this program cannot find its own file")?,
+        self_exe: std::env::current_exe().context("cannot find the file of this program")?,
     });
     let runner = runner.await?;
     Ok(Arc::new(runner))
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_taken_if_there_is_one_and_nothing_is_guessed_if_there_is_none() {
+    fn a_cluster_is_used_if_there_is_one_and_nothing_is_guessed_if_there_is_none() {
         assert_eq!(kind(&args(None), true).ok(), Some(RunnerKind::Kubernetes));
         assert_eq!(kind(&args(Some(RunnerKind::Local)), true).ok(), Some(RunnerKind::Local));
         let refusal = kind(&args(None), false).map(|_| ()).expect_err("nothing to choose from").to_string();

@@ -1,5 +1,5 @@
-//! `pause` and `resume`: whether new calls are dialled. They set a key that every replica obeys, so they work before the first
-//! operator was started, too.
+//! `pause` and `resume`: whether new calls are dialled. They set a key that every replica watches, so they also work
+//! before the first operator has started.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ pub async fn pause(duration: Option<Duration>, reason: Option<String>, settings:
     let paused = Paused { until, by: user(), reason, since: Some(since) };
     control::pause(&bucket(settings).await?, &paused).await?;
     match until {
-        Some(until) => println!("no new call is dialled until {until}; calls in progress go on"),
-        None => println!("no new call is dialled until `resume`; calls in progress go on"),
+        Some(until) => println!("no new calls are dialled until {until}; calls in progress continue"),
+        None => println!("no new calls are dialled until `resume`; calls in progress continue"),
     }
     Ok(())
 }
@@ -44,7 +44,7 @@ async fn bucket(settings: &Settings) -> Result<Store> {
     Ok(streams::bucket(&jetstream, &settings.queue.settings()).await?)
 }
 
-/// Who runs this, as far as the environment says.
+/// The user who runs this, if the environment says so.
 fn user() -> Option<String> {
     ["USER", "HOSTNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty())
 }

@@ -1,6 +1,6 @@
 //! The supervisor of one attempt of the local runner (hidden subcommand `run-attempt FOLDER`): a process of its own, so
-//! that the call outlives the operator and its exit code is kept whoever watches. Small on purpose: no runtime, one
-//! thread beside the main one.
+//! that the call outlives the operator and its exit code is kept whether or not one is running. Small on purpose: no
+//! runtime, one thread beside the main one.
 //!
 //! It inherits the folder's lock as standard output, reads what to run from standard input, and leaves `exit.json`.
 
@@ -19,11 +19,11 @@ use crate::job::Ran;
 use crate::runner::local::STOP_GRACE;
 use crate::runner::local::folder::{Exit, Folder, Handover, Started};
 
-/// How often writing the end down is tried, once a second: a full disk may be cleared meanwhile.
+/// How many times to try to write `exit.json`, once a second: a full disk may be cleared meanwhile.
 const EXIT_TRIES: u32 = 600;
 
-/// Runs the attempt whose folder this is, from its start to its end. The exit code says only whether the end could be
-/// written down; how the caller ended is in `exit.json`.
+/// Runs the attempt whose folder this is, from its start to its end. The exit code says only whether `exit.json` could
+/// be written; how the caller ended is in `exit.json`.
 pub fn run(folder: PathBuf) -> ExitCode {
     match supervise(&Folder::at(folder)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,21 +35,21 @@ pub fn run(folder: PathBuf) -> ExitCode {
 }
 
 fn supervise(folder: &Folder) -> io::Result<()> {
-    // Nothing may be rung before the handover is whole and the claim is on disk.
+    // Nobody may be called before the handover is complete and the claim is on disk.
     let handover = read_handover()?;
     folder.mark_launch()?;
     if folder.is_stopped()? {
-        return write_down(folder, &never_ran("stopped before it began".to_owned()));
+        return write_exit(folder, &never_ran("stopped before it started".to_owned()));
     }
     let exit = match start(folder, &handover) {
         Ok((child, started_at)) => attend(folder, child, started_at, &handover)?,
         // Kubernetes calls it `StartError`: no container ran, so there is no exit code.
         Err(error) => never_ran(format!("StartError: cannot run `{}`: {error}", handover.program)),
     };
-    write_down(folder, &exit)
+    write_exit(folder, &exit)
 }
 
-/// An operator that dies half-way leaves a text that is no JSON object.
+/// An operator that dies half-way leaves an incomplete JSON object.
 fn read_handover() -> io::Result<Handover> {
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text)?;
@@ -62,7 +62,7 @@ fn start(folder: &Folder, handover: &Handover) -> io::Result<(Child, Timestamp)>
         .args(&handover.args)
         .env_clear()
         .envs(handover.env.iter().map(|(name, value)| (name, value)))
-        .stdin(folder.take_alive()?)
+        .stdin(folder.acquire_alive()?)
         .stdout(log.try_clone()?)
         .stderr(log)
         .process_group(0)
@@ -83,11 +83,11 @@ fn never_ran(reason: String) -> Exit {
 
 fn attend(folder: &Folder, mut child: Child, started_at: Timestamp, handover: &Handover) -> io::Result<Exit> {
     let group = Pid::from_child(&child);
-    // Without this file the operator takes the caller for not started yet; the call itself goes on all the same.
+    // Without this file the operator believes that the caller has not started; the call itself continues.
     let _ = folder.write_started(&Started { at: started_at, group: group.as_raw_nonzero().get() });
     let late = outlast(group, &on_end(group), handover.deadline_seconds);
     let completed_at = Timestamp::now();
-    // A container's processes end with its first one. Not reaped yet, so the group is still the caller's.
+    // As in a container, all processes end with the first. It is not reaped yet, so the group is still the caller's.
     let _ = kill_process_group(group, Signal::KILL);
     let status = child.wait()?;
     let late = late.then_some(handover.deadline_seconds).flatten();
@@ -112,7 +112,7 @@ fn exit_of(
     }
 }
 
-/// Tells when the process has ended, and leaves it to be reaped, so that its id cannot be another one's meanwhile.
+/// Reports when the process has ended, without reaping it, so that its id cannot be reused meanwhile.
 fn on_end(process: Pid) -> Receiver<()> {
     let (sender, ended) = mpsc::channel();
     thread::spawn(move || {
@@ -141,7 +141,7 @@ fn outlast(group: Pid, ended: &Receiver<()>, deadline_seconds: Option<u64>) -> b
     true
 }
 
-fn write_down(folder: &Folder, exit: &Exit) -> io::Result<()> {
+fn write_exit(folder: &Folder, exit: &Exit) -> io::Result<()> {
     for _ in 1..EXIT_TRIES {
         match folder.write_exit(exit) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => thread::sleep(Duration::from_secs(1)),

@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 
 use crate::schema;
 
-/// Writes every document into a folder, or all of them to standard output as one object by file name.
+/// Writes every document to a file in a directory, or all of them to standard output as one object by file name.
 ///
 /// # Errors
-/// The folder cannot be written to.
+/// The directory cannot be written to.
 pub fn run(folder: Option<&Path>) -> Result<()> {
     let documents = schema::all();
     let Some(folder) = folder else {
@@ -17,11 +17,11 @@ pub fn run(folder: Option<&Path>) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     };
-    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for (name, document) in documents {
         let path = folder.join(name);
         let text = serde_json::to_string_pretty(&document)? + "\n";
-        std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `serve`: puts everything together, and takes it apart again at the end. The only place that knows all parts.
+//! `serve`: wires everything together, and shuts it down at the end. The only module that knows all parts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,27 +34,27 @@ use crate::status_log::StatusLog;
 use crate::{retry, schema, shutdown};
 
 /// How old the state of the queue in `/health` and `/metrics` may be.
-const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(2);
+const QUEUE_STATE_EVERY: Duration = Duration::from_secs(2);
 /// How long the calls in progress may take to be handed back at the end.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 
 /// Why nothing was started; not shown, since a signal came first.
-const STOPPED: &str = "asked to end before the start was complete";
+const STOPPED: &str = "stopped before the start was complete";
 
-/// Serves until a signal. HTTP answers from the first moment on, and says what is not ready yet.
+/// Serves until a signal. HTTP answers from the beginning, and says what is not ready yet.
 ///
 /// # Errors
-/// What makes it impossible to begin (the port is taken, a file cannot be read, the server is too old), or NATS has refused the
-/// credentials for a minute.
+/// What makes it impossible to start (the port is in use, a file cannot be read, the server is too old), or NATS has
+/// refused the credentials for a minute.
 pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
-    let closing = shutdown::on_signal().context("signals cannot be listened to")?;
+    let closing = shutdown::on_signal().context("cannot listen for signals")?;
     banner::print(effective);
     let defaults = settings.job.defaults()?;
     let listeners = listen(&settings.http).await?;
     let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
     let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
-    // Until the process ends: the kubelet goes on asking while calls are handed back.
+    // Until the process ends: the kubelet goes on probing while calls are handed back.
     tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
     let refusal = Refusal::default();
     let work = async {
@@ -68,8 +68,8 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
         worked = work => worked?,
         error = nats_session::refused_for_long(&settings, &refusal) => return Err(error),
     }
-    server.await.context("the HTTP server broke down")?;
-    tracing::info!("ended in order");
+    server.await.context("the HTTP server failed")?;
+    tracing::info!("shut down cleanly");
     Ok(())
 }
 
@@ -111,7 +111,7 @@ impl Engine {
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
         let patience = Patience { start_seconds: defaults.start_seconds, faults: fault_patience };
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
-        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.place().cluster.clone());
+        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
         let reconciler = Reconciler::new(
             log.clone(),
             runner.clone(),
@@ -143,7 +143,7 @@ impl Engine {
         engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
         engine.follow(api, &settings.queue, closing);
         engine.consume(closing);
-        tracing::info!(runner = runner.place().kind, cluster = engine.dialler.cluster, "ready to dial");
+        tracing::info!(runner = runner.info().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
@@ -171,10 +171,10 @@ impl Engine {
         self.background.spawn(dialler.reconciler.clone().run());
         self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
         let (state, names, pause) = (api.clone(), self.streams.names.clone(), dialler.pause.clone());
-        self.background.spawn(look_at_queue(self.jetstream.clone(), names, state, pause, closing.clone()));
+        self.background.spawn(keep_queue_state(self.jetstream.clone(), names, state, pause, closing.clone()));
     }
 
-    /// Keeps the streams, moves what comes due into the queue, and takes from the queue, until `closing`.
+    /// Keeps the streams in order, moves timers that are due into the queue, and pulls from the queue, until `closing`.
     fn consume(&mut self, closing: &CancellationToken) {
         let names = self.streams.names.clone();
         let inbox = Inbox::new(self.jetstream.clone(), &names);
@@ -205,13 +205,13 @@ impl Engine {
         });
     }
 
-    /// Works until `closing`, then hands back what is in progress: first nothing more is taken, then every task ends its step.
+    /// Works until `closing`, then hands back what is in progress: first pulling ends, then every task ends its step.
     async fn run(self, closing: &CancellationToken) {
         closing.cancelled().await;
         self.handing_back.cancelled().await;
         self.dialler.tasks.close();
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
-            tracing::warn!(messages = self.dialler.in_flight.count(), "not everything was handed back in time");
+            tracing::warn!(messages = self.dialler.in_flight.count(), "some messages were not handed back in time");
         }
         connect::flush(&self.client).await;
     }
@@ -226,14 +226,20 @@ fn wake_if_cancelling(store: &JobStore, brief: &Brief) {
     }
 }
 
-/// Keeps up to date what health and metrics say of the queue, until `stop`.
-async fn look_at_queue(jetstream: jetstream::Context, names: Names, api: Api, pause: Pause, stop: CancellationToken) {
+/// Keeps up to date what health and metrics say about the queue, until `stop`.
+async fn keep_queue_state(
+    jetstream: jetstream::Context,
+    names: Names,
+    api: Api,
+    pause: Pause,
+    stop: CancellationToken,
+) {
     while !stop.is_cancelled() {
         let state = match api.in_progress() {
             Some(count) => control::state(&jetstream, &names, count, pause.paused(now())).await.ok(),
             None => None,
         };
         api.set_queue_state(state);
-        retry::sleep(&stop, QUEUE_LOOK_EVERY).await;
+        retry::sleep(&stop, QUEUE_STATE_EVERY).await;
     }
 }

@@ -1,5 +1,5 @@
-//! Stands in for the caller (`python3 -m sipstuff.cli`), for demos and tests: takes its arguments, writes its log lines, ends
-//! with its exit codes, and calls nobody.
+//! Simulates the caller (`python3 -m sipstuff.cli`) for demos and tests: takes its arguments, writes its log lines,
+//! exits with its codes, and calls nobody.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 
-/// The failures that a simulated callee knows: SIP code and reason phrase. 487 is the caller's own timeout, with its own words.
+/// The failures that can be simulated: SIP code and reason phrase. 487 is the caller's own timeout, in its own words.
 const FAILURES: [(u16, &str); 20] = [
     (403, "Forbidden"),
     (404, "Not Found"),
@@ -39,15 +39,15 @@ const FAILURES: [(u16, &str); 20] = [
 const LOGGED_TEXT: usize = 80;
 
 const HELP: &str = "\
-What becomes of the call is in its destination: if the last three digits of the number are 403, 404, 408, 410, 415, 480, 484, \
+The destination decides how the call ends: if the last three digits of the number are 403, 404, 408, 410, 415, 480, 484, \
 485, 486, 487, 488, 500, 502, 503, 600, 603, 604, 606, 607 or 608, it fails with that SIP code; any other is answered.
 
 Environment:
   SIMULATE_RESULT=answered|CODE  overrides the destination
-  SIMULATE_SECONDS=N             how long the call takes; fractions allowed (default: 1 to 3, by the destination)
-  SIMULATE_CRASH=N               ends after that time with this exit code and no log
-  SIMULATE_LOG=FILE              appends a JSON line at the start and at the end of every call
-  SIMULATE_TAG=TEXT              is in those lines, to tell calls apart";
+  SIMULATE_SECONDS=N             how long the call takes; fractions allowed (default: 1 to 3, depending on the destination)
+  SIMULATE_CRASH=N               exits after that time with this code and without log lines
+  SIMULATE_LOG=FILE              append a JSON line to this file at the start and at the end of every call
+  SIMULATE_TAG=TEXT              included in those lines, to tell calls apart";
 
 /// Pretends to place a call: the caller's arguments, log lines and exit codes.
 #[derive(Debug, Parser)]
@@ -64,7 +64,7 @@ enum Sub {
     Call(Box<Call>),
 }
 
-/// The caller's own flags. Most only have to be known: like the caller, an unknown one is refused with exit code 2.
+/// The caller's own flags. Most are accepted and ignored; as by the caller, an unknown one is refused with exit code 2.
 #[derive(Debug, Args)]
 struct Call {
     /// Number or SIP URI.
@@ -114,7 +114,7 @@ struct Ignored {
     record: Option<String>,
 }
 
-/// How the simulation is steered.
+/// What is simulated.
 #[derive(Debug, PartialEq)]
 struct Script {
     /// `None` is answered.
@@ -154,15 +154,15 @@ impl Script {
         let takes = match variable("SIMULATE_SECONDS") {
             Some(text) => {
                 text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
-                    format!("SIMULATE_SECONDS `{text}` is no number of seconds; accepted: such as 0.5")
+                    format!("SIMULATE_SECONDS `{text}` is not a number of seconds; accepted: a number such as 0.5")
                 })?
             }
             None => usual_time(dest),
         };
         let crash = match variable("SIMULATE_CRASH") {
-            Some(text) => {
-                Some(text.parse().map_err(|_| format!("SIMULATE_CRASH `{text}` is no exit code; accepted: 0 to 255"))?)
-            }
+            Some(text) => Some(
+                text.parse().map_err(|_| format!("SIMULATE_CRASH `{text}` is not an exit code; accepted: 0 to 255"))?,
+            ),
             None => None,
         };
         Ok(Self { failure, takes, crash })
@@ -198,7 +198,7 @@ fn usual_time(dest: &str) -> Duration {
     Duration::from_millis(1000 + sum % 2001)
 }
 
-/// Lives through the call; the log lines are the caller's.
+/// Plays the call; the log lines are the caller's.
 fn play(script: &Script) -> ExitCode {
     if let Some(code) = script.crash {
         return if wait(script.takes) { ExitCode::from(code) } else { ExitCode::FAILURE };
@@ -240,7 +240,7 @@ fn state(name: &str, code: u16) {
 
 fn log(level: &str, text: &str) {
     let time = Timestamp::now().strftime("%Y-%m-%d %H:%M:%S%.3f");
-    // Nobody reading is no reason to hang up.
+    // A closed standard error is no reason to hang up.
     let _ = writeln!(std::io::stderr(), "{time} | {level} | simulate-call - {text}");
 }
 
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_three_digits_say_what_becomes_of_a_call() {
+    fn the_last_three_digits_decide_how_a_call_ends() {
         for (dest, wanted) in [
             ("+4912345486", Some(486)),
             ("404", Some(404)),

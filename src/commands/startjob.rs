@@ -1,26 +1,26 @@
-//! `startjob`: places the call of a request at once, without queue and without operator.
+//! `startjob`: places the call of a request right away, without queue or operator.
 
 use std::io::Write;
 
 use anyhow::Context;
 
-use super::manifest::{JobFlags, unheeded};
+use super::manifest::{JobFlags, operator_only};
 use crate::job::JobDefaults;
 use crate::runner::Runner;
 
-/// Creates the Job of a request at once, without the queue
+/// Creates the Job of a request right away, without the queue
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Startjob {
-    /// The Job.
     #[command(flatten)]
     pub job: JobFlags,
 }
 
-/// Starts the Job, and writes its name and namespace to `out`. With the same `--id` and request a second time is harmless.
+/// Starts the Job, and writes its name and namespace to `out`. Running it again with the same `--id` and request is
+/// harmless.
 ///
 /// # Errors
-/// [`super::request_flags::RequestError`] when the request is invalid, and [`crate::runner::StartError`] when the Job was
-/// not started. Without any request nothing is started either: there is no sample that should ring somewhere.
+/// [`super::request_flags::RequestError`] when the request is invalid, and [`crate::runner::StartError`] when the Job
+/// was not started. Without a request nothing is started: a sample would call somebody.
 pub async fn run(
     command: &Startjob,
     defaults: &JobDefaults,
@@ -28,14 +28,14 @@ pub async fn run(
     out: &mut (impl Write + Send),
     notes: &mut (impl Write + Send),
 ) -> anyhow::Result<()> {
-    let request = command.job.request.read()?.context("no request; give --dest and --text or --wav, or --data")?;
-    let unheeded = unheeded(&request.parsed.spec);
+    let request = command.job.request.read()?.context("no request; pass --dest and --text or --wav, or --data")?;
+    let operator_only = operator_only(&request.parsed.spec);
     let order = command.job.order(request.parsed, defaults);
-    if !unheeded.is_empty() {
-        writeln!(notes, "Only the operator heeds {}: the Job starts without it.", unheeded.join(", "))?;
+    if !operator_only.is_empty() {
+        writeln!(notes, "Ignored, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
     runner.start(&order).await.with_context(|| format!("Job {} was not started", order.name()))?;
-    writeln!(out, "Job {} started in namespace {}", order.name(), runner.place().namespace)?;
+    writeln!(out, "Job {} started in namespace {}", order.name(), runner.info().namespace)?;
     Ok(())
 }
 
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::job::samples::defaults;
     use crate::job::{JobOrder, ObservedJob};
-    use crate::runner::{Observation, Place, RunnerError, StartError};
+    use crate::runner::{Observation, RunnerError, RunnerInfo, StartError};
 
     #[derive(Parser)]
     struct Cli {
@@ -60,16 +60,16 @@ mod tests {
         startjob: Startjob,
     }
 
-    /// A place that only notes what it is told to start.
+    /// A runner that only notes what it is told to start.
     struct Notebook {
-        place: Place,
+        info: RunnerInfo,
         started: Mutex<Vec<JobOrder>>,
     }
 
     #[async_trait]
     impl Runner for Notebook {
-        fn place(&self) -> &Place {
-            &self.place
+        fn info(&self) -> &RunnerInfo {
+            &self.info
         }
 
         async fn start(&self, order: &JobOrder) -> Result<(), StartError> {
@@ -99,13 +99,13 @@ mod tests {
     }
 
     async fn start(args: &[&str]) -> (anyhow::Result<String>, Vec<JobOrder>) {
-        let place = Place {
+        let info = RunnerInfo {
             kind: "notebook",
             cluster: "here".to_owned(),
             namespace: "sipstuff".to_owned(),
             address: "paper".to_owned(),
         };
-        let runner = Notebook { place, started: Mutex::default() };
+        let runner = Notebook { info, started: Mutex::default() };
         let cli = Cli::try_parse_from([&["startjob"], args].concat()).unwrap();
         let (mut out, mut notes) = (Vec::new(), Vec::new());
         let result = run(&cli.startjob, &defaults(), &runner, &mut out, &mut notes).await;

@@ -1,5 +1,5 @@
-//! What every Job has in common, as people set it and as the Job builder takes it. In a file of its own with the two things of
-//! the machine that it is made of: the template's file, and the namespace that a pod finds itself in.
+//! The settings that all Jobs share, and the [`JobDefaults`] made from them. Reads two files: the Job template, and the
+//! namespace of the pod's service account.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,50 +16,53 @@ const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/name
 /// The namespace when nothing names one.
 const DEFAULT_NAMESPACE: &str = "sipstuff";
 
-/// Python ignores SIGTERM as process 1 of a container, and hangs up on SIGINT; the caller's image surely has it.
+/// As process 1 of a container, the caller ignores SIGTERM (Python does) and hangs up on SIGINT. Its image certainly
+/// has Python.
 const HANG_UP: &str = "python3 -c 'import os,signal;os.kill(1,signal.SIGINT)'";
 
 /// What every Job has in common.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Jobs")]
 pub struct JobArgs {
-    /// Namespace of the Jobs; by default the service account's, else sipstuff
+    /// Namespace of the Jobs; defaults to the service account's, or sipstuff
     #[arg(long, env = "JOB_NAMESPACE", global = true, value_parser = namespace_name)]
     pub job_namespace: Option<String>,
     /// Image of the caller
     #[arg(long, env = "JOB_IMAGE", default_value = "xomoxcc/somestuff:latest", global = true, value_parser = not_empty)]
     pub job_image: String,
-    /// Secret with SIP_SERVER, SIP_USER, SIP_PASSWORD and the like, used for what a request does not give
+    /// Secret with SIP_SERVER, SIP_USER, SIP_PASSWORD and so on, used for what a request does not set
     #[arg(long, env = "SIP_SECRET_NAME", default_value = "sip-credentials", global = true, value_parser = secret_name)]
     pub sip_secret_name: String,
-    /// Seconds that a finished Job is kept once its outcome is recorded
+    /// Seconds to keep a finished Job after its outcome is recorded
     #[arg(long, env = "JOB_TTL_SECONDS", default_value_t = 3600, global = true, value_parser = whole(0_i32..=i32::MAX))]
     pub job_ttl_seconds: i32,
-    /// How often Kubernetes starts a failed pod again within one attempt
+    /// How many times Kubernetes replaces a failed pod within one attempt
     #[arg(long, env = "JOB_BACKOFF_LIMIT", default_value_t = 0, global = true, value_parser = whole(0_i32..=i32::MAX))]
     pub job_backoff_limit: i32,
-    /// Whether pods use the host's network, as SIP behind NAT often needs
+    /// Whether pods use the host network, which SIP behind NAT often needs
     #[arg(long, env = "JOB_HOST_NETWORK", default_value = "true", global = true, value_parser = truth, value_name = "BOOL", action = clap::ArgAction::Set)]
     pub job_host_network: bool,
-    /// Seconds that an attempt's container may take to run after its claim; then its Job is removed and the call tried again later
+    /// Seconds from an attempt's claim until its container must run; after that its Job is removed and the call is
+    /// tried again later
     #[arg(long, env = "JOB_START_SECONDS", default_value_t = 600, global = true, value_parser = whole(1_u32..=86_400))]
     pub job_start_seconds: u32,
-    /// Seconds added to the longest the conversation can last; together they are the pod's deadline
+    /// Seconds added to the longest possible conversation; the sum is the pod's deadline
     #[arg(long, env = "JOB_DEADLINE_MARGIN_SECONDS", default_value_t = 600, global = true, value_parser = whole(0_u32..=86_400))]
     pub job_deadline_margin_seconds: u32,
-    /// Command that makes the caller hang up, run in its container before that is stopped (words as a shell splits them); `none` for no command
+    /// Command that makes the caller hang up, run in its container before the container is stopped (split into words as
+    /// a shell does); `none` to run nothing
     #[arg(long, env = "JOB_HANG_UP_COMMAND", default_value = HANG_UP, global = true, value_parser = command, value_name = "COMMAND")]
     pub job_hang_up_command: HangUp,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
     #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_parser = template_file, value_name = "FILE")]
     pub job_template_file: Option<PathBuf>,
-    /// Directory of the hosts with text-to-speech models
+    /// Host directory with text-to-speech models
     #[arg(long, env = "PIPER_DATA_DIR", global = true, value_name = "DIR")]
     pub piper_data_dir: Option<String>,
-    /// Directory of the hosts with speech-to-text models
+    /// Host directory with speech-to-text models
     #[arg(long, env = "WHISPER_DATA_DIR", global = true, value_name = "DIR")]
     pub whisper_data_dir: Option<String>,
-    /// Directory of the hosts for recordings
+    /// Host directory for recordings
     #[arg(long, env = "RECORDING_DIR", global = true, value_name = "DIR")]
     pub recording_dir: Option<String>,
     /// User id of the caller's process
@@ -85,10 +88,11 @@ pub struct HangUp(pub Option<Vec<String>>);
 pub struct Selector(pub BTreeMap<String, String>);
 
 impl JobArgs {
-    /// As the Job builder takes them.
+    /// The form that the Job builder works with.
     ///
     /// # Errors
-    /// [`BadSetting`]: the template file cannot be read or is no partial Job; the text names the variable and the file.
+    /// [`BadSetting`]: the template file cannot be read or is not a partial Job; the text names the variable and the
+    /// file.
     pub fn defaults(&self) -> Result<JobDefaults, BadSetting> {
         let Self {
             job_namespace,

@@ -1,7 +1,7 @@
 //! Settings: every one is a flag with an environment variable, typed here at the edge. Nothing below reads the environment.
 //!
-//! A group that another module takes in a form of its own has a file of its own, with how it becomes that; those that are taken
-//! as they are stay here. `values` reads the text of a setting.
+//! A group that is converted for another module has its own file, with the conversion; groups that are used as they are
+//! stay here. `values` parses the text of a setting.
 
 mod job;
 mod nats;
@@ -40,34 +40,34 @@ pub struct Settings {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Runner")]
 pub struct RunnerArgs {
-    /// Where Jobs run; by default kubernetes in a cluster or with a kubeconfig
+    /// Where Jobs run; defaults to kubernetes in a cluster or with a kubeconfig
     #[arg(long, env = "RUNNER", global = true, value_enum)]
     pub runner: Option<RunnerKind>,
-    /// Identity among the clusters and machines that share the queue; by default the UID of the Job namespace, or one kept in
-    /// STATE_DIR
+    /// Identity among the clusters and machines that share the queue; defaults to the UID of the Job namespace, or to
+    /// one kept in STATE_DIR
     #[arg(long, env = "CLUSTER_NAME", global = true, value_parser = not_empty)]
     pub cluster_name: Option<String>,
-    /// Local runner: folder of state and logs; by default sipstuff-operator under the user's state directory
+    /// Local runner: directory for state and logs; defaults to sipstuff-operator in the user's state directory
     #[arg(long, env = "STATE_DIR", global = true, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Local runner: command in place of `python3 -m sipstuff.cli`
+    /// Local runner: command to run instead of `python3 -m sipstuff.cli`
     #[arg(long, env = "LOCAL_CALLER", global = true, value_name = "COMMAND")]
     pub local_caller: Option<String>,
-    /// Local runner: file of NAME=VALUE lines that stands for the credentials Secret
+    /// Local runner: file of NAME=VALUE lines, used in place of the credentials Secret
     #[arg(long, env = "LOCAL_SECRETS_FILE", global = true, value_name = "FILE")]
     pub local_secrets_file: Option<PathBuf>,
 }
 
-/// The runners there are.
+/// The available runners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RunnerKind {
-    /// Jobs of a Kubernetes cluster.
+    /// Jobs in a Kubernetes cluster.
     Kubernetes,
-    /// Processes of this machine.
+    /// Processes on this machine.
     Local,
 }
 
-/// The HTTP API, and the listener of probes and metrics.
+/// The HTTP API, and the listener for probes and metrics.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "HTTP")]
 pub struct HttpArgs {
@@ -77,7 +77,7 @@ pub struct HttpArgs {
     /// Port to listen on; 0 for a free one
     #[arg(long, env = "PORT", default_value_t = 8080, global = true, value_parser = whole(0_u16..=u16::MAX))]
     pub port: u16,
-    /// Address of the probes and metrics; by default HOST
+    /// Address of the probes and metrics; defaults to HOST
     #[arg(long, env = "ADMIN_HOST", global = true, value_parser = address)]
     pub admin_host: Option<IpAddr>,
     /// Port of the probes and metrics (/livez, /readyz, /health, /metrics), which answer there however busy the API is; 0 for a
@@ -90,16 +90,16 @@ pub struct HttpArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// What is logged: a level, or `target=level` pairs separated by commas; by default what LOGURU_LEVEL says
+    /// What is logged: a level, or `target=level` pairs separated by commas; defaults to LOGURU_LEVEL
     #[arg(
         long, env = "RUST_LOG", default_value = "info", default_value_ifs = LEVELS.map(by_loguru), global = true,
         value_parser = log_filter
     )]
     pub rust_log: String,
-    /// The log level, under the name that the Python service has for it
+    /// Log level by its name in the Python service, used where RUST_LOG is not set
     #[arg(long, env = "LOGURU_LEVEL", global = true, value_name = "LEVEL", value_parser = LEVELS.map(|(name, _)| name))]
     pub loguru_level: Option<String>,
-    /// How it is written
+    /// Log format
     #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true, value_enum)]
     pub log_format: LogFormat,
 }
@@ -128,7 +128,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// A setting that is not what it must be, found after the command line was read.
+/// An invalid setting that is found only after the command line was parsed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct BadSetting(String);

@@ -1,5 +1,5 @@
-//! How to reach NATS, as people set it and as the queue takes it: side by side, so that a setting that is added to the one is
-//! seen to be missing in the other.
+//! How to reach NATS: the flags, and the [`NatsSettings`] made from them, side by side so that one without the other is
+//! noticed.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,8 @@ use crate::nats::{MonitoringUrl, NatsSettings};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "NATS")]
 pub struct NatsArgs {
-    /// Address of nats-server 2.12 or newer; several, separated by commas. May hold the credentials: nats://user:password@host
+    /// Address of nats-server 2.12 or newer; several, separated by commas. May include credentials:
+    /// nats://user:password@host
     #[arg(long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", global = true, hide_env_values = true)]
     pub nats_url: String,
     /// Credentials file (JWT and seed)
@@ -31,7 +32,7 @@ pub struct NatsArgs {
     /// Token
     #[arg(long, env = "NATS_TOKEN", global = true, hide_env_values = true)]
     pub nats_token: Option<SecretString>,
-    /// PEM file of the certificate authority; asks for TLS
+    /// PEM file of the certificate authority; requires TLS
     #[arg(long, env = "NATS_CA_FILE", global = true, value_name = "FILE")]
     pub nats_ca_file: Option<PathBuf>,
     /// PEM file of a client certificate, with NATS_KEY_FILE
@@ -51,7 +52,7 @@ pub struct NatsArgs {
 pub struct MonitoringUrls(pub Vec<MonitoringUrl>);
 
 impl NatsArgs {
-    /// As the queue takes them.
+    /// The form that [`crate::nats`] works with.
     pub fn settings(&self) -> NatsSettings {
         let Self {
             nats_url,

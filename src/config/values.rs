@@ -1,5 +1,4 @@
-//! The text of one setting, read. Apart, since each is a function that a test can call, and all refuse in the same way: they
-//! say what is accepted.
+//! Parsers for single settings, one function each so that a test can call it. Every error says what is accepted.
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -31,7 +30,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 pub(super) fn not_empty(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() { Err("accepted: any text but an empty one".to_owned()) } else { Ok(text.to_owned()) }
+    if text.trim().is_empty() { Err("accepted: a text that is not empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 pub(super) fn truth(text: &str) -> Result<bool, String> {
@@ -50,10 +49,10 @@ pub(super) fn fault_patience(text: &str) -> Result<Duration, String> {
     at_least(text, Duration::ZERO)
 }
 
-/// A duration as a setting or flag has it: seconds, or a span such as `7d12h`, where a day has 24 hours.
+/// A duration in a setting or flag: seconds, or a span such as `7d12h`, where a day has 24 hours.
 ///
 /// # Errors
-/// What is accepted, when it is not a duration or shorter than `least`.
+/// What is accepted, when the text is not a duration or is shorter than `least`.
 pub fn at_least(text: &str, least: Duration) -> Result<Duration, String> {
     let seconds = || {
         let span: jiff::Span = text.parse().ok()?;
@@ -86,7 +85,7 @@ pub(super) fn command(text: &str) -> Result<HangUp, String> {
         return Ok(HangUp(None));
     }
     let words = shlex::split(text).filter(|words| !words.is_empty());
-    words.map(|words| HangUp(Some(words))).ok_or_else(|| "accepted: a command, its quotes closed, or none".to_owned())
+    words.map(|words| HangUp(Some(words))).ok_or_else(|| "accepted: a command with balanced quotes, or none".to_owned())
 }
 
 pub(super) fn selector(text: &str) -> Result<Selector, String> {
@@ -107,7 +106,7 @@ pub(super) fn monitoring_urls(text: &str) -> Result<MonitoringUrls, String> {
     text.split(',').map(str::parse).collect::<Result<_, _>>().map(MonitoringUrls)
 }
 
-/// Read here only to be checked, so that it is named beside every other setting that is wrong.
+/// Reads the file only to check it, so that it is reported together with all other invalid settings.
 pub(super) fn template_file(text: &str) -> Result<PathBuf, String> {
     let template = std::fs::read_to_string(text).map_err(|error| error.to_string())?;
     parse_template(&template).map(|_| PathBuf::from(text))
@@ -125,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_true_and_false_are_those_of_the_seed_and_their_opposites() {
+    fn the_words_of_the_python_service_for_true_are_accepted_and_their_opposites() {
         for word in ["true", "1", "yes", "YES", "on"] {
             assert_eq!(truth(word), Ok(true), "{word}");
         }

@@ -1,5 +1,4 @@
-//! What is read of a `POST` before anybody judges it: its media type, its body within bounds of size and time, its
-//! `Idempotency-Key`, its trace.
+//! Reads the parts of a `POST`: media type, body (limited in size and time), `Idempotency-Key` and trace.
 
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -15,16 +14,16 @@ use super::problem::{Kind, Problem};
 use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallId, TraceParent};
 
-/// How much of a body that is too large is read and forgotten, and for how long, so that the client gets to read the answer
-/// instead of a connection reset in the middle of its writing.
+/// How much of an oversized body is read and discarded, and for how long, so that the client can read the answer
+/// instead of getting a connection reset while it writes.
 const DISCARD_BYTES: usize = 8 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// The header that names a request whose body has no id (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// Accepts JSON under any of its names, and no name at all. Everything else is refused, above all the three types that a
-/// form on any web page can send.
+/// Accepts any JSON media type, and none at all. Everything else is refused, above all the three types that a form on a
+/// web page can send.
 ///
 /// # Errors
 /// 415.
@@ -38,10 +37,11 @@ pub(super) fn json_type(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Kind::UnsupportedMediaType, detail))
 }
 
-/// Reads a body; never holds more than the limit, and beyond its first bytes only what the budget of all bodies has room for.
+/// Reads a body. Never holds more than the limit, and beyond the first 16 KiB only what the budget of all bodies has
+/// room for.
 ///
 /// # Errors
-/// 413 when it is too large, 408 when it takes too long, 503 when there was no room in time, 400 when it breaks off.
+/// 413 when it is too large, 408 when it takes too long, 503 when there was no room in time, 400 when it ends early.
 pub(super) async fn read<S, B>(settings: &HttpSettings, headers: &HeaderMap, body: S) -> Result<Bytes, Problem>
 where
     S: Stream<Item = Result<B, warp::Error>>,
@@ -72,19 +72,19 @@ where
             let seconds = settings.body_timeout.as_secs_f32();
             Err(Problem::new(Kind::BodyTimeout, format!("the body must arrive within {seconds} s")))
         }
-        Err(Broken::Off) => Err(Problem::new(Kind::BadRequest, "the body broke off before its end")),
+        Err(Broken::Incomplete) => Err(Problem::new(Kind::BadRequest, "the body ended before it was complete")),
     }
 }
 
-/// Why a body was not read whole.
+/// Why a body was not read.
 enum Broken {
     TooLarge,
     TooSlow,
     NoRoom,
-    Off,
+    Incomplete,
 }
 
-/// Puts a body together; `size` is what it takes of the budget once it is larger than what is free.
+/// Assembles a body; `size` is its share of the budget once it exceeds what needs no share.
 async fn collect<S, B>(mut body: Pin<&mut S>, settings: &HttpSettings, size: usize) -> Result<Bytes, Broken>
 where
     S: Stream<Item = Result<B, warp::Error>>,
@@ -92,17 +92,17 @@ where
 {
     let deadline = Instant::now() + settings.body_timeout;
     let mut share = None;
-    // Nearly every body comes in one piece, which then is not copied.
+    // Nearly every body comes in one piece, which is then not copied.
     let mut whole = Bytes::new();
     let mut more = BytesMut::new();
     while let Some(piece) = timeout_at(deadline, body.next()).await.map_err(|_| Broken::TooSlow)? {
-        let mut piece = piece.map_err(|_| Broken::Off)?;
+        let mut piece = piece.map_err(|_| Broken::Incomplete)?;
         let length = whole.len() + more.len() + piece.remaining();
         if length > settings.max_body_bytes {
             return Err(Broken::TooLarge);
         }
         if length > FREE_BYTES && share.is_none() {
-            // Nothing is read while it waits, so what the client sends stays in the client.
+            // Nothing is read while it waits, so the rest of the body stays with the client.
             let waits = timeout_at(deadline, settings.body_budget.share(size));
             share = Some(waits.await.map_err(|_| Broken::NoRoom)?);
         }
@@ -134,12 +134,12 @@ where
             }
         }
     };
-    // Running out of time is as good an end as any: the answer is the same.
+    // A timeout changes nothing: the answer is the same.
     let _ = timeout(DISCARD_TIME, reading).await;
 }
 
-/// The id that the `Idempotency-Key` header names. The draft asks for a string in quotes (RFC 8941, section 3.3.3); a value without
-/// them is taken as it is, since most clients send it so.
+/// The id in the `Idempotency-Key` header. The draft asks for a quoted string (RFC 8941, section 3.3.3); an unquoted
+/// value is used as it is, since most clients send it like that.
 ///
 /// # Errors
 /// 422 when it is not a valid id, or when there are several.
@@ -153,9 +153,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CallId>, Pro
     let ascii = "has characters other than printable ASCII; pass such an id in the body, as `id`";
     let text = key.to_str().map_err(|_| wrong(ascii.to_owned()))?;
     let text = match text.strip_prefix('"') {
-        Some(quoted) => {
-            unquoted(quoted).ok_or_else(|| wrong("is not a valid string in quotes (RFC 8941)".to_owned()))?
-        }
+        Some(quoted) => unquoted(quoted).ok_or_else(|| wrong("is not a valid quoted string (RFC 8941)".to_owned()))?,
         None => text.to_owned(),
     };
     CallId::parse(text).map(Some).map_err(|error| wrong(error.to_string()))

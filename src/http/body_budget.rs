@@ -1,13 +1,13 @@
-//! How much memory the bodies of all requests may take together. Without a common limit, every connection could fill its own
-//! body up to the largest that is allowed, and all connections together would take more than the process may have.
+//! The memory that the bodies of all requests may use together. Without a common limit every connection could buffer a
+//! body of the maximum size, and together they would exceed what the process may use.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What every body may take without asking. Nearly all requests are smaller, so none of them waits for somebody else's
-/// large body.
+/// What every body may use without a share of the budget. Nearly all requests are smaller, so they never wait for
+/// somebody else's large body.
 pub(super) const FREE_BYTES: usize = 16 * 1024;
 
 /// A number of bytes that all bodies share. Clones share it too.
@@ -17,11 +17,11 @@ pub struct BodyBudget {
     total: usize,
 }
 
-/// A part of the budget, given back when it is dropped.
+/// A part of the budget, returned when it is dropped.
 #[derive(Debug)]
 pub(super) struct Share(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
-/// A body with its share, which goes back when the last clone of the bytes is dropped.
+/// A body with its share, which is returned when the last clone of the bytes is dropped.
 struct Counted {
     bytes: Bytes,
     _share: Share,
@@ -33,7 +33,7 @@ impl BodyBudget {
         Self { left: Arc::new(Semaphore::new(total)), total }
     }
 
-    /// Waits until there is room for so many bytes; one that asks for more than there is waits for all of it.
+    /// Waits until so many bytes are free; a request for more than the whole budget waits for all of it.
     pub(super) async fn share(&self, bytes: usize) -> Share {
         let bytes = u32::try_from(bytes.min(self.total)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.left).acquire_many_owned(bytes).await;

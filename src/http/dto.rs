@@ -1,4 +1,4 @@
-//! The bodies of answers: the fields of the Python service (sipstuff-k8s-operator) first, under its names, then ours.
+//! The bodies of responses: first the fields of the Python service (sipstuff-k8s-operator) under its names, then ours.
 
 use std::collections::BTreeMap;
 
@@ -218,13 +218,13 @@ impl Ready {
     }
 }
 
-/// A JSON answer that no proxy may keep, because every one of them is out of date a moment later.
+/// A JSON response that no proxy may cache, since it is out of date a moment later.
 pub(super) fn json<T: Serialize + ?Sized>(status: StatusCode, body: &T) -> Response {
-    let bytes = serde_json::to_vec(body).expect("answers are made of texts, numbers and times, which always serialize");
+    let bytes = serde_json::to_vec(body).expect("strings, numbers and times always serialize");
     raw_json(status, bytes)
 }
 
-/// As [`json`], for what is serialized already.
+/// Like [`json`], for a body that is already serialized.
 pub(super) fn raw_json(status: StatusCode, bytes: impl Into<bytes::Bytes>) -> Response {
     let mut response = Response::new(bytes.into().into());
     *response.status_mut() = status;
@@ -264,8 +264,8 @@ mod tests {
     #[test]
     fn the_five_fields_of_the_python_service_come_first_even_as_null() {
         let text = serde_json::to_string(&Job::from(&event(json!({})))).unwrap();
-        let seed = r#"{"name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","created_at":null,"completed_at":null,"#;
-        assert!(text.starts_with(seed), "{text}");
+        let expected = r#"{"name":"sipcall-order-42-abcdefghij","namespace":"sipstuff","status":"queued","created_at":null,"completed_at":null,"#;
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]

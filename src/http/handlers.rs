@@ -29,7 +29,7 @@ where
     let key = body::idempotency_key(headers)?;
     let body = body::read(settings, headers, body).await?;
     let parsed = validate::parse(&body, now())?;
-    // The body's own id says who the call is wherever else the request travels, so it goes first.
+    // The id in the body identifies the call wherever else the request is sent, so it takes precedence.
     let by_key = parsed.id.is_none() && key.is_some();
     let accepted = api.submit(parsed, body, key, body::traceparent(headers)).await.map_err(|error| match error {
         Error::Conflict(key) if by_key => Problem::key_reused(&key),
@@ -55,7 +55,7 @@ pub(super) async fn list(api: &Api, raw_query: &str) -> Result<Response, Problem
     Ok(response)
 }
 
-/// `GET /jobs/{name}`; `tail` is the path behind `/jobs/` as it was sent.
+/// `GET /jobs/{name}`; `tail` is the path after `/jobs/`, still encoded.
 pub(super) async fn show(api: &Api, tail: &str) -> Result<Response, Problem> {
     let name_or_id = query::name_or_id(tail)?;
     match api.find(&name_or_id).await? {
@@ -64,7 +64,7 @@ pub(super) async fn show(api: &Api, tail: &str) -> Result<Response, Problem> {
     }
 }
 
-/// `DELETE /jobs/{name}`: what waits ends at once, what runs is being stopped, what has ended stays as it is.
+/// `DELETE /jobs/{name}`: a waiting call ends at once, a running one is stopped, and one that has ended stays as it is.
 pub(super) async fn cancel(api: &Api, headers: &HeaderMap, tail: &str) -> Result<Response, Problem> {
     same_origin::check(headers)?;
     let name_or_id = query::name_or_id(tail)?;
@@ -81,13 +81,13 @@ pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, raw_query: &str
     Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_batch(&batch).await?))
 }
 
-/// `GET /health`: the process serves, as the Python service answers it, and the last known state of the queue, or null.
+/// `GET /health`: the process is up, in the form of the Python service, with the last known state of the queue or null.
 pub(super) fn health(api: &Api) -> Response {
     let version = env!("CARGO_PKG_VERSION");
     dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": api.queue_state() }))
 }
 
-/// `GET /livez`: the process serves.
+/// `GET /livez`: the process is up.
 pub(super) fn live() -> Response {
     dto::json(StatusCode::OK, &json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
 }

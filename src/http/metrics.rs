@@ -1,5 +1,5 @@
-//! `GET /metrics`: what the api knows, as OpenMetrics text. Gauges that are read at the moment of a scrape, so that nothing has
-//! to be kept up to date on the hot path.
+//! `GET /metrics`: what the api knows, as OpenMetrics text. The gauges are read at scrape time, so that nothing has to
+//! be updated on the hot path.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -23,7 +23,7 @@ struct CheckLabel {
     check: &'static str,
 }
 
-/// Everything there is to measure, now.
+/// All metrics as of now.
 pub(super) fn text(api: &Api) -> String {
     let mut registry = Registry::with_prefix("sipstuff");
     calls(&mut registry, api);
@@ -39,7 +39,7 @@ pub(super) fn text(api: &Api) -> String {
 
 fn calls(registry: &mut Registry, api: &Api) {
     let family = Family::<StatusLabel, Gauge>::default();
-    registry.register("calls", "Calls that are remembered, by their present status", family.clone());
+    registry.register("calls", "Calls in the index, by status", family.clone());
     for status in Status::ALL {
         set(&family.get_or_create(&StatusLabel { status: status.as_str() }), api.count_of(status) as u64);
     }
@@ -47,7 +47,7 @@ fn calls(registry: &mut Registry, api: &Api) {
 
 fn checks(registry: &mut Registry, api: &Api) {
     let family = Family::<CheckLabel, Gauge>::default();
-    registry.register("ready", "Whether a thing that the operator needs is ready", family.clone());
+    registry.register("ready", "1 if a dependency of the operator is ready", family.clone());
     for check in api.readiness() {
         set(&family.get_or_create(&CheckLabel { check: check.name }), u64::from(check.ready));
     }
@@ -60,10 +60,14 @@ fn queue(registry: &mut Registry, state: QueueState) {
         set(&gauge, value);
         registry.register(name, help, gauge);
     };
-    gauge("queue_backlog", "Calls that wait to be dialled", backlog);
-    gauge("queue_in_progress", "Calls in progress, over all replicas", in_progress);
-    gauge("queue_max_in_progress", "Most calls in progress at once", u64::try_from(max_in_progress).unwrap_or(0));
-    gauge("queue_paused", "1 while no new call is dialled", u64::from(paused));
+    gauge("queue_backlog", "Calls waiting to be dialled", backlog);
+    gauge("queue_in_progress", "Calls in progress, across all replicas", in_progress);
+    gauge(
+        "queue_max_in_progress",
+        "Maximum number of calls in progress at once",
+        u64::try_from(max_in_progress).unwrap_or(0),
+    );
+    gauge("queue_paused", "1 while dialling is paused", u64::from(paused));
 }
 
 fn set(gauge: &Gauge, value: u64) {

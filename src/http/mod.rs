@@ -1,5 +1,5 @@
-//! The HTTP API (warp): it reads a request, asks the [`Api`](crate::api::Api), and words the answer. It knows nothing of NATS or
-//! Kubernetes.
+//! The HTTP API (warp): it reads a request, asks the [`Api`](crate::api::Api), and writes the response. It knows
+//! nothing of NATS or Kubernetes.
 //!
 //! `server` (sockets, limits) → `routes` (which method on which path) → `handlers` (one step per line) → `body`,
 //! `same_origin`, `query` (what a request must be) → the API → `dto`, `problem` (what an answer looks like).
@@ -19,9 +19,9 @@ mod server;
 
 use std::time::Duration;
 
-pub use body_budget::BodyBudget;
-pub use dto::{Accepted, Job, Ready};
-pub use server::{serve, serve_admin};
+pub use self::body_budget::BodyBudget;
+pub use self::dto::{Accepted, Job, Ready};
+pub use self::server::{serve, serve_admin};
 
 /// The limits of the HTTP side. The defaults are the operator's.
 #[derive(Debug, Clone)]
@@ -30,14 +30,14 @@ pub struct HttpSettings {
     pub max_body_bytes: usize,
     /// How long the whole body may take to arrive; then 408. Default 10 s.
     pub body_timeout: Duration,
-    /// What all bodies together may take of memory. Default 32 MiB, beside the first 16 KiB of each.
+    /// Memory that all bodies together may use. Default 32 MiB, beside the first 16 KiB of each.
     pub body_budget: BodyBudget,
     /// How long the head of a request may take to arrive, and how long a connection may idle between requests; then it is
     /// closed. Default 10 s.
     pub header_timeout: Duration,
     /// Connections served at a time; further ones wait in the listener's backlog. Default 1024.
     pub max_connections: usize,
-    /// How long requests in flight may go on after the shutdown was asked for. Default 5 s.
+    /// How long requests in flight may continue after a shutdown was requested. Default 5 s.
     pub drain_timeout: Duration,
     /// What `GET /openapi.json` answers.
     pub openapi: serde_json::Value,

@@ -1,5 +1,5 @@
-//! Every error that HTTP can answer, as one table: kind → status, type, title. RFC 9457 (`application/problem+json`).
-//! The only place where an error becomes a status code.
+//! Every error response, as one table: kind → status, type, title. RFC 9457 (`application/problem+json`). The only
+//! place where an error becomes a status code.
 
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -49,10 +49,10 @@ impl Kind {
         match self {
             Kind::BadRequest => row(400, "bad-request", "The request cannot be read"),
             Kind::MalformedJson => row(400, "malformed-json", "The body is not JSON"),
-            Kind::CrossOrigin => row(403, "cross-origin", "A page of another site may not do this"),
+            Kind::CrossOrigin => row(403, "cross-origin", "Pages of other sites may not do this"),
             Kind::NoSuchRoute => row(404, "no-such-route", "There is nothing at this path"),
             Kind::NoSuchCall => row(404, "no-such-call", "There is no such call"),
-            Kind::MethodNotAllowed => row(405, "method-not-allowed", "The path does not take this method"),
+            Kind::MethodNotAllowed => row(405, "method-not-allowed", "This path does not allow this method"),
             Kind::BodyTimeout => row(408, "body-timeout", "The body took too long to arrive"),
             Kind::LengthRequired => row(411, "length-required", "The length of the body must be given"),
             Kind::TooLarge => row(413, "too-large", "The request is too large"),
@@ -109,7 +109,7 @@ impl Problem {
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
             [one] => format!("{}: {}", one.field, one.message),
-            more => format!("{} fields are wrong, see `errors`", more.len()),
+            more => format!("{} fields are invalid, see `errors`", more.len()),
         };
         Self { errors, ..Self::new(Kind::InvalidRequest, detail) }
     }
@@ -170,7 +170,7 @@ impl Problem {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         if self.kind == Kind::BodyTimeout {
-            // The rest of the body may still come: it must not be taken for the next request.
+            // The rest of the body may still arrive, and must not be mistaken for the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -188,8 +188,8 @@ impl From<Refusal> for Problem {
 
 impl From<api::Error> for Problem {
     fn from(error: api::Error) -> Self {
-        // Addresses and the server's words are for the operator's log, not for whoever can reach this port.
-        tracing::debug!(error = error_chain(&error), "a request was not carried out");
+        // Addresses and server messages belong in the operator's log, not in a response.
+        tracing::debug!(error = error_chain(&error), "a request failed");
         let text = error.to_string();
         let about = |field: &str| vec![FieldError { field: field.to_owned(), message: text.clone() }];
         match error {
@@ -205,8 +205,8 @@ impl From<api::Error> for Problem {
 }
 
 impl From<&Rejection> for Problem {
-    /// Warp's own rejections. Our routes answer nearly everything themselves, so that of these only "no such route" is
-    /// common; the others are mapped all the same, so that no filter added later can answer plain text.
+    /// Warp's own rejections. Our routes answer nearly everything themselves, so only "no such route" is common; the
+    /// others are mapped so that a filter added later cannot answer in plain text.
     fn from(rejection: &Rejection) -> Self {
         let kind = if rejection.find::<reject::MethodNotAllowed>().is_some() {
             Kind::MethodNotAllowed
@@ -225,7 +225,7 @@ impl From<&Rejection> for Problem {
         } else if rejection.is_not_found() {
             return Self::new(Kind::NoSuchRoute, "see /openapi.json for the paths that exist");
         } else {
-            tracing::error!(?rejection, "a rejection without a status");
+            tracing::error!(?rejection, "an unmapped rejection");
             Kind::Internal
         };
         Self::new(kind, kind.row().title)

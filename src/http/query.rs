@@ -10,9 +10,9 @@ use crate::api::PageQuery;
 use crate::call::validate::names;
 use crate::call::{FieldError, Status};
 
-/// Calls on a page when the query does not say.
+/// Default number of calls on a page.
 const DEFAULT_LIMIT: usize = 100;
-/// Most calls on a page.
+/// Maximum number of calls on a page.
 const MAX_LIMIT: usize = 1000;
 
 /// Reads the query of `GET /jobs`: `limit` (1 to 1000, default 100), `cursor`, `status`, `batch`, each at most once.
@@ -50,7 +50,7 @@ pub(super) fn batch(raw: &str) -> Result<String, Problem> {
     batch.ok_or_else(|| Problem::invalid_field("batch", "missing; name the batch whose calls are to be cancelled"))
 }
 
-/// Hands each parameter, decoded, to `set`, and collects what it says is wrong.
+/// Passes each decoded parameter to `set`, and collects its errors.
 fn read(raw: &str, mut set: impl FnMut(&str, &str) -> Result<(), String>) -> Result<(), Problem> {
     let (mut seen, mut errors) = (BTreeSet::new(), Vec::new());
     for pair in raw.split('&').filter(|pair| !pair.is_empty()) {
@@ -72,7 +72,7 @@ fn limit(value: &str) -> Result<usize, String> {
     limit.ok_or_else(|| format!("`{value}` is not a valid page size; pass a number from 1 to {MAX_LIMIT}"))
 }
 
-/// What a request may name as its batch: no call is in any other.
+/// A batch that a request may name: no call can be in any other.
 fn batch_name(value: &str) -> Result<String, String> {
     let is_name = !value.is_empty() && names::is_label_value(value);
     let refuse = || format!("`{value}` is not a valid batch; pass {}", names::LABEL_VALUE_IS);
@@ -90,8 +90,8 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, Problem> {
         .map_err(|_| Problem::new(Kind::BadRequest, "the percent-encoded text in the path or query is not UTF-8"))
 }
 
-/// The name or id that the rest of a path means. An id may contain anything, percent-encoded; a `/` may also stand for itself,
-/// because some proxies decode `%2F` on the way.
+/// The name or id in the rest of a path. An id may contain anything, percent-encoded; a `/` may also be sent as it is,
+/// since some proxies decode `%2F`.
 ///
 /// # Errors
 /// 400 when it is not UTF-8.
@@ -99,8 +99,8 @@ pub(super) fn name_or_id(tail: &str) -> Result<Cow<'_, str>, Problem> {
     decoded(tail)
 }
 
-/// The `Link` header (RFC 8288) to the page after this one: the same query, another cursor. A relative reference, since only
-/// the client knows under which host and prefix it sees us.
+/// The `Link` header (RFC 8288) to the page after this one: the same query, another cursor. A relative reference, since
+/// only the client knows the host and prefix under which it reaches us.
 pub(super) fn next_link(query: &PageQuery, cursor: &str) -> String {
     let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let mut link = format!("</jobs?limit={}&cursor={}", query.limit, encoded(cursor));

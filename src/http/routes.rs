@@ -101,7 +101,7 @@ fn state(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection>
     health.or(live).unify().or(ready).unify().or(metrics).unify()
 }
 
-/// A path that is only read, and has its answer at hand.
+/// A read-only path whose response is available at once.
 fn read<P, F>(path: P, answer: F) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync
 where
     P: Filter<Extract = (), Error = Rejection> + Clone + Send + Sync,
@@ -115,7 +115,7 @@ fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy + Send +
     warp::get().or(warp::head()).unify()
 }
 
-/// What a path answers to every method that it has no other answer to.
+/// The response to all other methods: 405, or the allowed methods to OPTIONS.
 fn other_methods(allow: &'static str) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy + Send + Sync {
     warp::method().map(move |method| {
         if method != Method::OPTIONS {
@@ -155,7 +155,7 @@ mod tests {
 
     fn routes() -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
         let settings = HttpSettings { openapi: json!({"openapi": "3.1.0"}), ..HttpSettings::default() };
-        // An API that NATS has not answered yet: what gets as far as asking it is 503.
+        // An API without NATS: a request that gets as far as needing it is answered 503.
         api(Api::default(), Arc::new(settings))
     }
 

@@ -1,15 +1,16 @@
-//! Keeps other sites' pages out. Without tokens the server listens on loopback, which every page in a browser on this
-//! machine can reach: a form on any site could place calls. Browsers say where a request comes from, others do not.
+//! Refuses requests from pages of other sites. The API has no authentication and listens on loopback, which every page
+//! in a browser on this machine can reach: a form on any site could place calls. Browsers say where a request comes
+//! from; other clients do not.
 
 use http::{HeaderMap, Uri, header};
 
 use super::problem::{Kind, Problem};
 
-/// Passes a request that comes from no browser, from a page of ours, or from the user directly. `Sec-Fetch-Site` where the browser
-/// sends it (Fetch Metadata, W3C), else `Origin` against `Host`.
+/// Accepts a request that comes from no browser, from a page of our own origin, or directly from the user. Goes by
+/// `Sec-Fetch-Site` where the browser sends it (Fetch Metadata, W3C), else compares `Origin` with `Host`.
 ///
 /// # Errors
-/// 403 for a request that a page of another origin makes.
+/// 403 for a request from a page of another origin.
 pub(super) fn check(headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let ours = match (text("sec-fetch-site"), text(header::ORIGIN.as_str())) {

@@ -1,6 +1,6 @@
-//! Sockets and their limits. Warp's own server has no timeout for the head of a request and no limit of connections, so
-//! its routes run as a service on hyper. HTTP/1.1 only: the builder that finds out the version waits for a first
-//! byte without a timeout.
+//! Sockets and their limits. Warp's own server has no timeout for request heads and no limit on connections, so its
+//! routes run as a service on hyper. HTTP/1.1 only: the builder that detects the version waits for the first byte
+//! without a timeout.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,16 +23,17 @@ use warp::reply::Response;
 use super::{HttpSettings, routes};
 use crate::api::Api;
 
-/// Largest head of a request, in bytes; hyper answers 431 to a larger one. It also is the largest read buffer of a connection,
-/// which a body that waits for its share fills.
+/// Largest head of a request, in bytes; hyper answers 431 to a larger one. It is also the largest read buffer of a
+/// connection, which fills up while a body waits for its share.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Connections that the admin listener serves at a time: probes and a few scrapers.
 const ADMIN_CONNECTIONS: usize = 64;
 /// Pause after an error of the listener itself, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves the API on a bound listener until `shutdown` is done; then it takes no more connections, lets requests in flight end
-/// for at most [`HttpSettings::drain_timeout`], and closes what is left. Dropping the future closes everything at once.
+/// Serves the API on a bound listener until `shutdown` resolves; then accepts no more connections, gives requests in
+/// flight up to [`HttpSettings::drain_timeout`] to finish, and closes what is left. Dropping the future closes
+/// everything at once.
 pub async fn serve(
     listener: TcpListener,
     api: Api,
@@ -51,7 +52,7 @@ pub async fn serve_admin(listener: TcpListener, api: Api, shutdown: impl Future<
     run(listener, routes::admin(api), &settings, shutdown).await;
 }
 
-/// As [`serve`], for any routes.
+/// Like [`serve`], for any routes.
 pub(super) async fn run<F>(
     listener: TcpListener,
     routes: F,
@@ -77,7 +78,7 @@ pub(super) async fn run<F>(
         let cut = cut.clone();
         tokio::spawn(async move {
             tokio::select! {
-                ended = connection => if let Err(error) = ended { debug!(%error, "a connection broke") },
+                ended = connection => if let Err(error) = ended { debug!(%error, "a connection failed") },
                 () = cut.cancelled() => {}
             }
             drop(slot);
@@ -85,7 +86,7 @@ pub(super) async fn run<F>(
     }
     drop(listener);
     if tokio::time::timeout(settings.drain_timeout, graceful.shutdown()).await.is_err() {
-        debug!("some requests did not end in time and are cut off");
+        debug!("requests that did not finish in time are cut off");
     }
     drop(cut_on_drop);
 }
@@ -104,11 +105,11 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, O
             Ok((stream, _)) => {
                 // Answers are one small write each: waiting for more would only add latency.
                 if let Err(error) = stream.set_nodelay(true) {
-                    debug!(%error, "no TCP_NODELAY");
+                    debug!(%error, "cannot set TCP_NODELAY");
                 }
                 return (stream, slot);
             }
-            Err(error) if is_of_the_peer(&error) => debug!(%error, "a connection went before it was accepted"),
+            Err(error) if is_peer_error(&error) => debug!(%error, "a connection was closed before it was accepted"),
             Err(error) => {
                 error!(%error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -117,7 +118,7 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, O
     }
 }
 
-fn is_of_the_peer(error: &io::Error) -> bool {
+fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -70,13 +70,23 @@ fn never_began(end: &ContainerStateTerminated) -> bool {
     matches!(end.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
 }
 
-/// The pod that ended last; of pods that never ended, the youngest.
+/// The pod that ended last; of pods that never ended, the youngest. The order of the pods does not matter: times are whole seconds,
+/// so the name decides between two of the same.
 fn last<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
     pods.iter().copied().max_by_key(|pod| {
         let ended = terminated(pod).and_then(|end| Some(end.finished_at.as_ref()?.0));
-        let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (terminated(pod).is_some(), ended, made)
+        (terminated(pod).is_some(), ended, age(pod))
     })
+}
+
+/// The youngest pod that has not ended; if all have, the youngest.
+fn youngest<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
+    pods.iter().copied().max_by_key(|pod| (terminated(pod).is_none(), age(pod)))
+}
+
+/// Orders pods: the younger is the greater.
+fn age(pod: &Pod) -> (Option<Timestamp>, Option<&str>) {
+    (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.metadata.name.as_deref())
 }
 
 /// Without a clock and without a pod: the Job's own end, or the latest moment that it knows of.
@@ -101,7 +111,7 @@ fn reason(job: &Job, pod: Option<&Pod>) -> Option<String> {
 
 /// What the youngest pod waits for, where the cluster says so.
 pub(super) fn waiting_for(pods: &[&Pod]) -> Option<String> {
-    let pod = last(pods)?;
+    let pod = youngest(pods)?;
     let reasons: Vec<_> = unscheduled(pod).into_iter().chain(pod_reasons(pod)).collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }

@@ -15,10 +15,11 @@ mod unconfigured;
 
 use std::collections::BTreeMap;
 
-pub use ending::has_run;
 use k8s_openapi::api::batch::v1::Job;
-pub use observed::{Ending, Observed, ObservedJob, Ran};
 use secrecy::SecretString;
+
+pub use self::ending::has_run;
+pub use self::observed::{Ending, Observed, ObservedJob, Ran};
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";

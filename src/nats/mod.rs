@@ -9,11 +9,12 @@ pub mod monitoring;
 pub mod publish;
 pub mod streams;
 
-pub use connect::NatsSettings;
-pub use error::{NatsError, NatsErrorKind};
 use jiff::Timestamp;
-pub use monitoring::MonitoringUrl;
-pub use streams::{Names, StreamSettings};
+
+pub use self::connect::NatsSettings;
+pub use self::error::{NatsError, NatsErrorKind};
+pub use self::monitoring::MonitoringUrl;
+pub use self::streams::{Names, StreamSettings};
 
 /// Nanoseconds since the epoch as a timestamp; NATS sends none outside of its range.
 pub(crate) fn timestamp(nanoseconds: i128) -> Timestamp {

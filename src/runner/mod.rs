@@ -1,5 +1,5 @@
 //! Where Jobs run. The core owns the trait; [`kubernetes`] and [`local`] implement it. Level-triggered: what a runner
-//! *has* counts, an event only says when to look.
+//! *has* counts; an event only says when to check.
 
 #![warn(missing_docs)]
 
@@ -13,50 +13,51 @@ use futures::stream::BoxStream;
 
 use crate::job::{JobOrder, ObservedJob};
 
-/// A place that runs Jobs.
+/// Runs Jobs: a namespace of a cluster, or this machine.
 #[async_trait]
 pub trait Runner: Send + Sync + 'static {
-    /// Which place this is; known since the runner was made.
-    fn place(&self) -> &Place;
+    /// Where this runner runs Jobs; known since it was created.
+    fn info(&self) -> &RunnerInfo;
 
-    /// Asks the place whether it answers; the text names server and version.
+    /// Checks that the cluster or machine can be used; the text names server and version.
     ///
     /// # Errors
-    /// [`RunnerError`] when it does not, or refuses what the operator needs.
+    /// [`RunnerError`] when it does not answer, or refuses what the operator needs.
     async fn check(&self) -> Result<String, RunnerError>;
 
     /// Starts a Job. Idempotent by name: a Job of that name with the same fingerprint is success.
     ///
     /// # Errors
-    /// [`StartError`], which says whether another try can help.
+    /// [`StartError`], which says whether a retry can help.
     async fn start(&self, order: &JobOrder) -> Result<(), StartError>;
 
     /// The Job of that name as it is now, with how it ended if it has.
     ///
     /// # Errors
-    /// [`RunnerError`] when the place does not answer.
+    /// [`RunnerError`] when the runner does not answer.
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError>;
 
-    /// Lets a Job whose outcome is recorded go: it is not observed any more (Kubernetes: sets its TTL and a label). Idempotent; a Job that is gone is success.
+    /// Releases a Job whose outcome is recorded: it is not observed any more (Kubernetes: sets its TTL and a label).
+    /// Idempotent; a Job that is gone is success.
     ///
     /// # Errors
-    /// [`RunnerError`] when the place does not answer.
+    /// [`RunnerError`] when the runner does not answer.
     async fn release(&self, job: &str) -> Result<(), RunnerError>;
 
     /// Stops a Job and removes it once its pod has ended. Idempotent; a Job that is gone is success.
     ///
     /// # Errors
-    /// [`RunnerError`] when the place does not answer.
+    /// [`RunnerError`] when the runner does not answer.
     async fn stop(&self, job: &str) -> Result<(), RunnerError>;
 
-    /// What the place has and is not settled, then every change; never ends: begins with a full list, and sends a full list again whenever
-    /// changes may have been missed. Errors are logged and retried inside.
+    /// The Jobs that are not settled, then every change; never ends. Begins with a full list, and sends a full list
+    /// again whenever changes may have been missed. Errors are logged and retried inside.
     fn observe(&self) -> BoxStream<'static, Observation>;
 }
 
-/// Which place a runner stands for.
+/// Where a runner runs Jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct RunnerInfo {
     /// `kubernetes` or `local`.
     pub kind: &'static str,
     /// The default of `CLUSTER_NAME`: an identity that no other cluster or machine has.
@@ -78,11 +79,11 @@ pub enum Observation {
     Removed(ObservedJob),
 }
 
-/// The place does not answer, or not as it should.
+/// The cluster or machine does not answer, or not as it should.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct RunnerError {
-    /// In the place's own words.
+    /// In the server's own words.
     pub message: String,
     /// How long it asked to wait (`Retry-After`).
     pub retry_after: Option<Duration>,
@@ -91,10 +92,10 @@ pub struct RunnerError {
 /// Why a Job was not started.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StartError {
-    /// Another try may help: no answer, too busy, quota, missing rights, missing namespace.
+    /// A retry may help: no answer, too busy, quota, missing rights, missing namespace.
     #[error(transparent)]
     Later(RunnerError),
-    /// No try will help: the Job is not accepted as it is; in the place's own words.
+    /// No retry will help: the Job is not accepted as it is; in the server's own words.
     #[error("{0}")]
     Refused(String),
     /// A Job of that name exists and does not belong to this call.

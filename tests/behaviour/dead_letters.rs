@@ -60,6 +60,6 @@ async fn dead_letters_are_purged() {
     let _operator = setup.operator().await;
     setup.publish(&[], "not json").await;
     eventually("a dead letter", PATIENCE, async || messages_in(&setup.js, "SIP_DEAD").await == 1).await;
-    assert!(setup.command(&["dead", "purge", "--all"]).await.text().contains("1 thrown away"));
+    assert!(setup.command(&["dead", "purge", "--all"]).await.text().contains("1 deleted"));
     assert_eq!(messages_in(&setup.js, "SIP_DEAD").await, 0);
 }

@@ -41,7 +41,7 @@ async fn conntest_says_what_a_power_loss_may_lose() {
     }
     let nats = NatsServer::start().await;
     let (code, said) = conntest(&[("NATS_URL", &nats.url())]).await;
-    assert!(code == Some(0) && said.contains("is not known: set NATS_MONITORING_URL"), "{said}");
+    assert!(code == Some(0) && said.contains("acknowledges: set NATS_MONITORING_URL"), "{said}");
     let (code, said) = conntest(&[("NATS_URL", &nats.url()), ("NATS_MONITORING_URL", "http://127.0.0.1:1")]).await;
     assert!(code == Some(0) && said.contains("NATS_MONITORING_URL http://127.0.0.1:1: "), "{said}");
 }
@@ -86,7 +86,7 @@ async fn serve_names_what_is_wrong_with_nats_in_readyz_and_gives_up_refused_cred
     let status = operator.wait(Duration::from_secs(90)).await;
     assert_eq!(status.code(), Some(1));
     let log = operator.log();
-    assert!(log.contains("has not let us in for 60s") && log.contains("asks for credentials"), "{log}");
+    assert!(log.contains("has refused this operator for 60s") && log.contains("asks for credentials"), "{log}");
 }
 
 #[tokio::test]

@@ -105,20 +105,20 @@ pub(crate) async fn ends(runner: &KubernetesRunner, job: &str) -> Result<Ending,
 async fn a_cluster_is_known_by_the_uid_of_its_namespace() {
     let (namespace, runner) = connected().await;
     let found = Api::<CoreNamespace>::all(namespace.client.clone()).get(&namespace.name).await.unwrap();
-    assert_eq!(Some(&runner.place().cluster), found.metadata.uid.as_ref());
+    assert_eq!(Some(&runner.info().cluster), found.metadata.uid.as_ref());
 }
 
 #[tokio::test]
 async fn a_cluster_is_known_by_its_name_where_one_is_set() {
     let namespace = ControlPlane::shared().await.namespace().await;
     let named = KubernetesSettings { cluster_name: Some("here".to_owned()), ..settings(&namespace) };
-    assert_eq!(KubernetesRunner::connect(named).await.unwrap().place().cluster, "here");
+    assert_eq!(KubernetesRunner::connect(named).await.unwrap().info().cluster, "here");
 }
 
 #[tokio::test]
 async fn a_check_names_the_version_and_a_place_address_and_context() {
     let (_namespace, runner) = connected().await;
-    assert_eq!(runner.place().address, format!("{} (context test)", ControlPlane::shared().await.url()));
+    assert_eq!(runner.info().address, format!("{} (context test)", ControlPlane::shared().await.url()));
     let says = runner.check().await.unwrap();
     assert!(says.starts_with("API server v1."), "{says}");
 }

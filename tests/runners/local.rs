@@ -267,7 +267,7 @@ async fn a_restarted_runner_adopts_what_runs_and_knows_how_the_rest_ended() {
     let dir = Scratch::new("local-runner");
     let (short, long) = (sh("short", "sleep 0.2; echo gone; exit 7"), sh("long", "sleep 1.5; exit 9"));
     let runner = open(dir.path()).await;
-    let cluster = runner.place().cluster.clone();
+    let cluster = runner.info().cluster.clone();
     let mut watcher = Watcher::of(&runner);
     for order in [&short, &long] {
         runner.start(order).await.unwrap();
@@ -281,7 +281,7 @@ async fn a_restarted_runner_adopts_what_runs_and_knows_how_the_rest_ended() {
     eventually("the short one ends", SOON, has_ended).await;
 
     let runner = open(dir.path()).await;
-    assert_eq!(runner.place().cluster, cluster, "the identity stays");
+    assert_eq!(runner.info().cluster, cluster, "the identity stays");
     let mut watcher = Watcher::of(&runner);
     let all = watcher.all().await;
     let state = |order: &JobOrder| all.iter().find(|seen| seen.name == order.name()).unwrap().state.clone();

@@ -37,17 +37,17 @@ mod unconfigured;
 pub mod wait;
 
 // `unconfigured` has it from here.
-pub use control_plane::{ControlPlane, Namespace};
-pub use nats::{NatsOptions, NatsServer};
-pub use nats_cluster::NatsCluster;
-pub use node::{NodeOptions, TestNode};
-pub use operator::{Operator, OperatorOptions};
-pub use proxy::Proxy;
-pub use requests::{in_seconds, name_of, request, request_of, with};
-pub use setup::{PATIENCE, Setup, accepted};
 use sipstuff_operator::job::JobDefaults;
-pub use status::StatusListener;
-pub(crate) use unconfigured::defaults as job_defaults;
-pub use wait::{eventually, eventually_some};
 
+pub use self::control_plane::{ControlPlane, Namespace};
 pub use self::http::{delete, get_json, post_call};
+pub use self::nats::{NatsOptions, NatsServer};
+pub use self::nats_cluster::NatsCluster;
+pub use self::node::{NodeOptions, TestNode};
+pub use self::operator::{Operator, OperatorOptions};
+pub use self::proxy::Proxy;
+pub use self::requests::{in_seconds, name_of, request, request_of, with};
+pub use self::setup::{PATIENCE, Setup, accepted};
+pub use self::status::StatusListener;
+pub(crate) use self::unconfigured::defaults as job_defaults;
+pub use self::wait::{eventually, eventually_some};

@@ -12,11 +12,11 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use decode::{Decoded, decode};
-use fields::FIELDS;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use self::decode::{Decoded, decode};
+use self::fields::FIELDS;
 use super::{CallId, CallRequest, CallSpec};
 
 /// Most errors that are listed: a body of a megabyte could have a hundred thousand of them.

@@ -1,5 +1,5 @@
-//! A flag for every field of a request, and `--data`, which they override. The flags are made from the validator's table of fields,
-//! so that a new field has its flag at once, and only the validator judges their values.
+//! A flag for every field of a request, and `--data`, which they override. The flags are generated from the validator's
+//! table of fields, so that a new field has a flag at once; only the validator checks their values.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Number, Value};
@@ -40,7 +40,7 @@ pub enum RequestError {
 #[derive(Debug, Clone)]
 pub struct Request {
     pub parsed: Parsed,
-    /// The same as JSON, `--data` and flags merged; it holds the passwords that were given.
+    /// The same as JSON, `--data` and flags merged; it contains the passwords that were given.
     pub body: Vec<u8>,
 }
 
@@ -198,7 +198,7 @@ fn number(text: &str) -> Option<Number> {
     text.parse::<i64>().ok().map(Number::from).or_else(|| Number::from_f64(text.parse().ok()?))
 }
 
-/// `key=value,key2=value2`; nothing is the empty map.
+/// `key=value,key2=value2`; an empty text is the empty map.
 fn pairs(text: &str) -> Result<Map<String, Value>, String> {
     let mut pairs = Map::new();
     for entry in entries(text) {

@@ -10,7 +10,6 @@ mod template;
 
 use std::collections::BTreeMap;
 
-pub use env::{SIP_PASSWORD, SIP_TURN_PASSWORD};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
@@ -18,8 +17,9 @@ use k8s_openapi::api::batch::v1::{
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use secrecy::ExposeSecret;
-pub use template::parse_template;
 
+pub use self::env::{SIP_PASSWORD, SIP_TURN_PASSWORD};
+pub use self::template::parse_template;
 use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, JobDefaults, JobOrder, LABEL_BATCH};
 use crate::call::{Call, CallSpec};
 

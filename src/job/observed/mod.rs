@@ -129,7 +129,7 @@ impl Observed {
         if end(job).is_some() || pods.iter().any(|pod| ends_the_attempt(job, pod)) {
             return Self::Ended(Ending::of(job, pods));
         }
-        match pods.iter().find_map(|pod| running_since(pod)) {
+        match pods.iter().filter_map(|pod| running_since(pod)).min() {
             Some(started_at) => Self::Running { started_at },
             None => Self::Waiting { reason: ending::waiting_for(pods) },
         }

@@ -131,6 +131,31 @@ fn a_pod_that_is_followed_by_another_does_not_end_the_attempt() {
 }
 
 #[test]
+fn the_order_of_the_pods_does_not_matter() {
+    let job = job(json!({"active": 1}));
+    let named = |mut pod: Pod, name: &str| {
+        pod.metadata.name = Some(name.to_owned());
+        pod
+    };
+    let both_ways = |first: Pod, second: Pod| {
+        let seen = state(&job, &[first.clone(), second.clone()]);
+        assert_eq!(state(&job, &[second, first]), seen);
+        seen
+    };
+    let runs = both_ways(running("2026-06-01T10:00:03Z"), running("2026-06-01T10:05:00Z"));
+    assert_eq!(runs, Observed::Running { started_at: time("2026-06-01T10:00:03Z") }, "since the first of them ran");
+    let failed = |message: &str| named(ended(1, message, "2026-06-01T10:01:00Z"), message);
+    let end = both_ways(failed("one"), failed("two"));
+    assert!(matches!(&end, Observed::Ended(ending) if ending.message.as_deref() == Some("two")), "{end:?}");
+    let mut drained = ended(1, "", "2026-06-01T10:01:00Z");
+    let evicted = json!({"phase": "Failed", "reason": "Evicted", "containerStatuses": drained.status.unwrap().container_statuses,
+        "conditions": [{"type": "DisruptionTarget", "status": "True"}]});
+    drained.status = serde_json::from_value(evicted).unwrap();
+    let replacement = pod("2026-06-01T10:01:01Z", json!({"phase": "Pending"}));
+    assert_eq!(both_ways(drained, replacement), waiting(), "the pod that replaces it waits for nothing");
+}
+
+#[test]
 fn what_an_attempt_waits_for_is_in_the_clusters_words() {
     let unschedulable = json!({"phase": "Pending", "conditions": [{
         "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}]});

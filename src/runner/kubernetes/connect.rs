@@ -10,7 +10,7 @@ use kube::{Api, Client, Config};
 
 use super::{ApiError, answer};
 use crate::error_chain::error_chain;
-use crate::runner::{Place, RunnerError};
+use crate::runner::{RunnerError, RunnerInfo};
 
 /// To establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +39,8 @@ pub fn cluster_is_configured() -> bool {
     set("KUBERNETES_SERVICE_HOST") || set("KUBECONFIG") || at_home()
 }
 
-/// A client, and what to call the place where it goes.
-pub(super) async fn connect(settings: &KubernetesSettings) -> Result<(Client, Place), RunnerError> {
+/// A client, and where it leads.
+pub(super) async fn connect(settings: &KubernetesSettings) -> Result<(Client, RunnerInfo), RunnerError> {
     let (mut config, context) = configuration(settings.kubeconfig.as_deref()).await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(SILENCE_TIMEOUT);
@@ -54,7 +54,7 @@ pub(super) async fn connect(settings: &KubernetesSettings) -> Result<(Client, Pl
         None => identity(&client, &settings.namespace).await?,
     };
     let namespace = settings.namespace.clone();
-    Ok((client, Place { kind: "kubernetes", cluster, namespace, address }))
+    Ok((client, RunnerInfo { kind: "kubernetes", cluster, namespace, address }))
 }
 
 /// A kubeconfig goes before the service account, as with `kubectl`.

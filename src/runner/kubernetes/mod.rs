@@ -10,9 +10,7 @@ mod watch;
 
 use std::time::Duration;
 
-use api_error::ApiError;
 use async_trait::async_trait;
-pub use connect::{KubernetesSettings, cluster_is_configured};
 use futures::stream::BoxStream;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -20,10 +18,12 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde::Serialize;
-use trimmed::{Trim, Trimmed};
-use watch::SharedCache;
 
-use super::{Observation, Place, Runner, RunnerError, StartError};
+use self::api_error::ApiError;
+pub use self::connect::{KubernetesSettings, cluster_is_configured};
+use self::trimmed::{Trim, Trimmed};
+use self::watch::SharedCache;
+use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use crate::error_chain::error_chain;
 use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, SELECTOR};
 
@@ -31,12 +31,12 @@ use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, Obse
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Who the API server notes as the author of a field.
 const FIELD_MANAGER: &str = "sipstuff-operator";
-/// Label that the Job controller puts on pods.
-const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
+/// Label that the Job controller puts on pods: the UID of their Job.
+const JOB_UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 
 /// A namespace of a cluster.
 pub struct KubernetesRunner {
-    place: Place,
+    info: RunnerInfo,
     ttl_seconds: i32,
     client: Client,
     jobs: Api<Job>,
@@ -52,14 +52,14 @@ impl KubernetesRunner {
     /// # Errors
     /// [`RunnerError`] when there is no usable configuration, no answer, or no such namespace; it says what to do.
     pub async fn connect(settings: KubernetesSettings) -> Result<Self, RunnerError> {
-        let (client, place) = connect::connect(&settings).await?;
+        let (client, info) = connect::connect(&settings).await?;
         Ok(Self {
             ttl_seconds: settings.ttl_seconds,
-            jobs: Api::namespaced(client.clone(), &place.namespace),
-            pods: Api::namespaced(client.clone(), &place.namespace),
-            secrets: Api::namespaced(client.clone(), &place.namespace),
+            jobs: Api::namespaced(client.clone(), &info.namespace),
+            pods: Api::namespaced(client.clone(), &info.namespace),
+            secrets: Api::namespaced(client.clone(), &info.namespace),
             client,
-            place,
+            info,
             cache: SharedCache::default(),
         })
     }
@@ -125,10 +125,10 @@ impl KubernetesRunner {
 
     /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, since the API server
     /// looks at every pod of the namespace for that.
-    async fn pods_of(&self, name: &str, job: &Job) -> Result<Vec<Pod>, ApiError> {
+    async fn pods_of(&self, job: &Job) -> Result<Vec<Pod>, ApiError> {
         let known = {
             let cache = self.cache.lock();
-            cache.is_complete().then(|| cache.pods_of(name))
+            cache.is_complete().then(|| cache.pods_of(job))
         };
         let says_enough = |pods: &Vec<Pod>| match ObservedJob::of(job, pods).map(|job| job.state) {
             Some(Observed::Ended(ending)) => ending.exit_code.is_some(),
@@ -137,19 +137,20 @@ impl KubernetesRunner {
         if let Some(pods) = known.filter(says_enough) {
             return Ok(pods);
         }
-        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={name}"));
+        let uid = job.metadata.uid.as_deref().unwrap_or_default();
+        let selector = ListParams::default().labels(&format!("{JOB_UID_LABEL}={uid}"));
         Ok(answer(self.pods.list(&selector)).await?.items)
     }
 
     fn api<K: Trim>(&self) -> Api<Trimmed<K>> {
-        Api::namespaced(self.client.clone(), &self.place.namespace)
+        Api::namespaced(self.client.clone(), &self.info.namespace)
     }
 }
 
 #[async_trait]
 impl Runner for KubernetesRunner {
-    fn place(&self) -> &Place {
-        &self.place
+    fn info(&self) -> &RunnerInfo {
+        &self.info
     }
 
     async fn check(&self) -> Result<String, RunnerError> {
@@ -167,7 +168,7 @@ impl Runner for KubernetesRunner {
 
     async fn find(&self, name: &str) -> Result<Option<ObservedJob>, RunnerError> {
         let Some(job) = answer(self.jobs.get_opt(name)).await? else { return Ok(None) };
-        Ok(ObservedJob::of(&job, &self.pods_of(name, &job).await?))
+        Ok(ObservedJob::of(&job, &self.pods_of(&job).await?))
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cache::Cache;
@@ -38,7 +39,8 @@ impl SharedCache {
     }
 }
 
-/// Follows the Jobs that are ours and not settled, and their pods; never ends.
+/// Follows the Jobs that are ours and not settled, and their pods; never ends. The Jobs are listed after the pods: so a pod whose
+/// Job is not listed is known to be that of a settled one, and is not kept.
 pub(super) fn observe(
     jobs: Api<Trimmed<Job>>,
     pods: Api<Trimmed<Pod>>,
@@ -46,8 +48,17 @@ pub(super) fn observe(
 ) -> BoxStream<'static, Observation> {
     *cache.lock() = Cache::default();
     let (of_jobs, of_pods) = (cache.clone(), cache);
-    let jobs = events(jobs, UNSETTLED, "Jobs", Some(LIST_EVERY)).map(move |event| of_jobs.lock().apply_job(event));
-    let pods = events(pods, SELECTOR, "pods", None).map(move |event| of_pods.lock().apply_pod(event));
+    let pods_are_listed = Arc::new(Notify::new());
+    let may_begin = Arc::clone(&pods_are_listed);
+    let jobs = stream::once(async move { may_begin.notified().await })
+        .flat_map(move |()| events(jobs.clone(), UNSETTLED, "Jobs", Some(LIST_EVERY)))
+        .map(move |event| of_jobs.lock().apply_job(event));
+    let pods = events(pods, SELECTOR, "pods", None).map(move |event| {
+        if matches!(event, Event::InitDone) {
+            pods_are_listed.notify_one();
+        }
+        of_pods.lock().apply_pod(event)
+    });
     stream::select(jobs, pods).filter_map(std::future::ready).boxed()
 }
 

@@ -1,10 +1,10 @@
 //! `$(NAME)` and `$$` as the kubelet expands them (`k8s.io/kubernetes/third_party/forked/golang/expansion`), so that a
-//! Job says here what it says in a cluster.
+//! Job means the same here as in a cluster.
 
 use std::collections::HashMap;
 
-/// Expands the references in a value of `env`, `command` or `args`. `$$` becomes `$`; a name that is not known, a `$` before
-/// anything else, and a `$(` without an end stay as they are.
+/// Expands the references in a value of `env`, `command` or `args`. `$$` becomes `$`; an unknown name, a `$` before
+/// anything else, and an unterminated `$(` stay as they are.
 pub fn expand(text: &str, known: &HashMap<String, String>) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

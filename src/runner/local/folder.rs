@@ -1,12 +1,11 @@
-//! The folder of one attempt: everything that the operator and the supervisor tell each other. Apart, so that both keep to
-//! one protocol, whichever of them dies first.
+//! The folder of one attempt, through which the operator and its supervisor communicate, whichever of them dies first.
 //!
 //! | file | written by | when |
 //! |---|---|---|
-//! | `job.json` | operator | before the folder has its name; whoever gives it the name has the claim |
-//! | `lock` | operator | locked before the folder has its name, and the lock is inherited by the supervisor as its standard output: free means that there is no supervisor any more |
+//! | `job.json` | operator | before the folder gets its name; whoever gives it the name has the claim |
+//! | `lock` | operator | locked before the folder gets its name, and inherited by the supervisor as its standard output: when it is free, there is no supervisor any more |
 //! | `launch` | supervisor | on disk before the caller is started: without it, and without a supervisor, nobody was called |
-//! | `alive` | supervisor | locked, and given to the caller as its standard input: held means that the caller lives |
+//! | `alive` | supervisor | locked, and passed to the caller as its standard input: while it is held, the caller lives |
 //! | `started` | supervisor | once the caller runs |
 //! | `log` | caller | its standard output and error |
 //! | `exit.json` | supervisor, or the operator once both are gone | the end |
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::{CallId, Fingerprint};
 use crate::job::{Ending, Ran};
 
-/// Longest message from a log, in bytes, and in lines: what the kubelet takes for `FallbackToLogsOnError`.
+/// Longest message from a log, in bytes and in lines: the kubelet's limits for `FallbackToLogsOnError`.
 const MESSAGE_BYTES: u64 = 2048;
 const MESSAGE_LINES: usize = 80;
 
@@ -37,7 +36,7 @@ pub(crate) struct About {
     pub(crate) fingerprint: Fingerprint,
 }
 
-/// The caller runs.
+/// Written once the caller runs.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Started {
     pub(crate) at: Timestamp,
@@ -48,9 +47,9 @@ pub(crate) struct Started {
 /// How the attempt ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Exit {
-    /// 128 and the signal's number when a signal ended it, as Kubernetes has it.
+    /// 128 plus the signal number when a signal ended it, as in Kubernetes.
     pub(crate) exit_code: Option<i32>,
-    /// Whether the caller ran; unknown in what an older version wrote.
+    /// Whether the caller ran; unknown in a file that an older version wrote.
     #[serde(default)]
     pub(crate) ran: Ran,
     pub(crate) reason: Option<String>,
@@ -79,8 +78,8 @@ impl From<Exit> for Ending {
     }
 }
 
-/// What the operator hands to the supervisor over a pipe: it has the passwords in clear, so it is neither written
-/// down nor printed.
+/// What the operator hands to the supervisor over a pipe: it holds passwords in plain text, so it is neither written to
+/// disk nor logged.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Handover {
     pub(crate) program: String,
@@ -115,8 +114,8 @@ impl Folder {
         fs::write(self.file("job.json"), serde_json::to_vec(about)?)
     }
 
-    /// The lock that says that a supervisor lives, taken.
-    pub(crate) fn take_lock(&self) -> io::Result<File> {
+    /// Acquires the lock that shows that a supervisor lives.
+    pub(crate) fn acquire_lock(&self) -> io::Result<File> {
         let file = open_lock(&self.file("lock"))?;
         file.try_lock().map_err(io::Error::from)?;
         Ok(file)
@@ -127,7 +126,7 @@ impl Folder {
     }
 
     /// A locked file for the caller's standard input. The caller reads nothing from it, as in a pod.
-    pub(crate) fn take_alive(&self) -> io::Result<File> {
+    pub(crate) fn acquire_alive(&self) -> io::Result<File> {
         let file = open_lock(&self.file("alive"))?;
         file.lock()?;
         Ok(file)
@@ -137,8 +136,8 @@ impl Folder {
         is_free(&self.file("alive"))
     }
 
-    /// Makes the claim durable, and the fact that the caller is about to be started: after a power failure, the attempt
-    /// must not look as if it had never been made.
+    /// Makes durable the claim, and that the caller is about to be started: after a power failure, the attempt must not
+    /// look as if it had never begun.
     pub(crate) fn mark_launch(&self) -> io::Result<()> {
         File::open(self.file("job.json"))?.sync_all()?;
         File::create(self.file("launch"))?.sync_all()?;
@@ -187,8 +186,8 @@ impl Folder {
         found(fs::metadata(self.file("settled")).and_then(|meta| meta.modified()))
     }
 
-    /// Sends a signal to the caller and its children; false when it does not run. The lock is looked at first, so that
-    /// a process id that was given to somebody else meanwhile is not hit.
+    /// Sends a signal to the caller and its children; false when it does not run. The lock is checked first, so that a
+    /// process that has got the same id meanwhile is not hit.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<bool> {
         let Some(group) = self.started()?.and_then(|started| Pid::from_raw(started.group)) else { return Ok(false) };
         if self.caller_is_gone()? {
@@ -203,7 +202,7 @@ impl Folder {
 
     /// Ends an attempt that has lost its supervisor; `None` while the caller still lives. A caller without a supervisor
     /// is killed: nobody could enforce its deadline or learn its exit code.
-    pub(crate) fn bury(&self) -> io::Result<Option<Exit>> {
+    pub(crate) fn end_orphan(&self) -> io::Result<Option<Exit>> {
         if let Some(exit) = self.exit()? {
             return Ok(Some(exit));
         }
@@ -224,7 +223,7 @@ impl Folder {
         Ok(Some(exit))
     }
 
-    /// The end of the log, as `FallbackToLogsOnError` has it; `None` when there is nothing in it.
+    /// The end of the log, cut as for `FallbackToLogsOnError`; `None` when the log is empty.
     pub(crate) fn message(&self) -> Option<String> {
         let mut log = File::open(self.log()).ok()?;
         let size = log.metadata().ok()?.len();
@@ -263,7 +262,7 @@ pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
 
 fn is_free(path: &Path) -> io::Result<bool> {
     let Some(file) = found(File::open(path))? else { return Ok(true) };
-    // Shared, so that two that ask do not take each other for the holder.
+    // A shared lock, so that two that check do not mistake each other for the holder.
     match file.try_lock_shared() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),

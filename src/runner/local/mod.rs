@@ -1,8 +1,8 @@
-//! Jobs as processes of this machine, with their state in a directory that outlives the operator.
+//! Runs Jobs as processes on this machine, with their state in a directory that outlives the operator.
 //!
-//! Each attempt has a folder (`folder` tells what is in it) and a supervisor process (`run-attempt`), which outlives
-//! the operator and keeps the exit code. `fleet` is what the operator knows of all folders, `plan` makes a command of
-//! a Job.
+//! Each attempt has a folder (`folder` describes what is in it) and a supervisor process (`run-attempt`), which
+//! outlives the operator and keeps the exit code. `fleet` is what the operator knows about all folders, `plan` turns a
+//! Job into a command.
 
 pub mod expand;
 mod fleet;
@@ -25,28 +25,29 @@ use tokio::task::spawn_blocking;
 use self::fleet::Fleet;
 pub use self::secrets::SecretsError;
 pub use self::state_dir::OpenError;
-use super::{Observation, Place, Runner, RunnerError, StartError};
+use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use crate::job::{JobOrder, ObservedJob};
 
 /// How long a caller has to hang up after SIGINT before it is killed.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Starts at the same time, at most.
+/// Maximum number of starts at the same time.
 const STARTS: usize = 16;
 
 /// What the local runner needs to know.
 #[derive(Debug, Clone)]
 pub struct LocalSettings {
-    /// `STATE_DIR`: made when it is not there, readable by its owner only.
+    /// `STATE_DIR`: created if it is missing, readable by its owner only.
     pub state_dir: PathBuf,
-    /// `LOCAL_CALLER`: replaces the leading `python3 -m sipstuff.cli` of a Job's command; split into words like a shell does.
+    /// `LOCAL_CALLER`: replaces the leading `python3 -m sipstuff.cli` of a Job's command; split into words as a shell
+    /// does.
     pub caller: Option<String>,
-    /// Env file that stands in for the Secrets: `KEY=VALUE` lines are those of the Secret `sip_secret_name`, lines after
-    /// `[name]` those of the Secret of that name. Read again at every start.
+    /// Env file used in place of the Secrets: `KEY=VALUE` lines belong to the Secret `sip_secret_name`, lines after
+    /// `[name]` to the Secret of that name. Read again at every start.
     pub secrets_file: Option<PathBuf>,
     /// `SIP_SECRET_NAME`.
     pub sip_secret_name: String,
-    /// `JOB_NAMESPACE`, only shown.
+    /// `JOB_NAMESPACE`, only for display.
     pub namespace: String,
     /// `JOB_TTL_SECONDS`: how long a settled attempt's folder is kept.
     pub ttl: Duration,
@@ -54,35 +55,39 @@ pub struct LocalSettings {
     pub self_exe: PathBuf,
 }
 
-/// Runs Jobs as processes of this machine.
+/// Runs Jobs as processes on this machine.
 #[derive(Debug)]
 pub struct LocalRunner {
-    place: Place,
+    info: RunnerInfo,
     fleet: Arc<Fleet>,
-    /// One start of a name at a time: whether its folder is there, and what becomes of it, is one question.
+    /// One start of a name at a time, so that nothing happens between the check for its folder and its creation.
     starting: [Arc<Mutex<()>>; STARTS],
 }
 
 impl LocalRunner {
-    /// Takes the state directory, adopts what runs there, and begins to watch it; the watch ends when the runner is dropped.
+    /// Locks the state directory, adopts what runs there, and watches it until the runner is dropped.
     ///
     /// # Errors
-    /// [`OpenError`], such as that another operator has the directory.
+    /// [`OpenError`], such as that another operator uses the directory.
     pub async fn open(settings: LocalSettings) -> Result<Self, OpenError> {
         let (namespace, address) = (settings.namespace.clone(), settings.state_dir.display().to_string());
         let (fleet, cluster) = spawn_blocking(|| Fleet::open(settings)).await.map_err(OpenError::panicked)??;
         let fleet = Arc::new(fleet);
         tokio::spawn(fleet::watch(Arc::downgrade(&fleet)));
-        Ok(Self { place: Place { kind: "local", cluster, namespace, address }, fleet, starting: Default::default() })
+        Ok(Self {
+            info: RunnerInfo { kind: "local", cluster, namespace, address },
+            fleet,
+            starting: Default::default(),
+        })
     }
 
-    /// The same for the same name.
+    /// The lock for starts of that name.
     fn turn(&self, job: &str) -> Arc<Mutex<()>> {
         let hash = usize::try_from(BuildHasherDefault::<DefaultHasher>::default().hash_one(job) % STARTS as u64);
         Arc::clone(&self.starting[hash.unwrap_or_default()])
     }
 
-    /// Runs what touches files or processes where it may block.
+    /// Runs work on files or processes on a thread that may block.
     async fn off_thread<T, F>(&self, work: F) -> Result<T, RunnerError>
     where
         T: Send + 'static,
@@ -95,8 +100,8 @@ impl LocalRunner {
 
 #[async_trait]
 impl Runner for LocalRunner {
-    fn place(&self) -> &Place {
-        &self.place
+    fn info(&self) -> &RunnerInfo {
+        &self.info
     }
 
     async fn check(&self) -> Result<String, RunnerError> {
@@ -107,7 +112,7 @@ impl Runner for LocalRunner {
         let guard = self.turn(order.name()).lock_owned().await;
         let (fleet, order) = (Arc::clone(&self.fleet), order.clone());
         let work = move || {
-            // In here, so that it is kept until the start is done even if nobody waits for it any more.
+            // Moved in here, so that it is held until the start is done even if nobody waits for it any more.
             let _guard = guard;
             fleet.start(&order)
         };

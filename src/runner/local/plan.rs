@@ -1,8 +1,8 @@
-//! A Job's container as a command of this machine: what the kubelet would resolve, resolved.
+//! Turns a Job's container into a command on this machine, and resolves what the kubelet would.
 //!
-//! Of the pod only the first container's command, arguments, environment and host directories count here. Image, user,
-//! init containers and resources belong to a cluster: the caller is installed on this machine and runs as the
-//! operator's user.
+//! Only the first container's command, arguments, environment and host directories are used. Image, user, init
+//! containers and resources belong to a cluster: the caller is installed on this machine and runs as the operator's
+//! user.
 
 use std::collections::HashMap;
 
@@ -15,14 +15,14 @@ use super::secrets::Secrets;
 use crate::job::JobOrder;
 use crate::runner::{RunnerError, StartError};
 
-/// What every Job's command begins with, and `LOCAL_CALLER` replaces.
+/// The beginning of every Job's command, which `LOCAL_CALLER` replaces.
 const CALLER: [&str; 3] = ["python3", "-m", "sipstuff.cli"];
 /// Variables that hold a mount path.
 const FOLDER_VARIABLES: [&str; 3] = ["PIPER_DATA_DIR", "WHISPER_DATA_DIR", "RECORDING_DIR"];
 /// Flags whose value may be a path below a mount path.
 const PATH_FLAGS: [&str; 4] = ["--wav", "--record", "--tts-data-dir", "--stt-data-dir"];
-/// What the caller inherits of the operator's environment. A list of what is taken, not of what is left out: the
-/// operator's own secrets stay its own, and a variable that the Job leaves absent stays absent.
+/// Variables that the caller inherits from the operator. An allow list, so that the operator's secrets stay its own and
+/// a variable that the Job does not set stays unset.
 const INHERITED: [&str; 14] = [
     "PATH",
     "HOME",
@@ -57,14 +57,14 @@ pub(super) fn plan(order: &JobOrder, caller: Option<&[String]>, secrets: &Secret
 }
 
 fn inherited() -> impl Iterator<Item = (String, String)> {
-    let is_taken =
+    let is_inherited =
         |name: &str| INHERITED.contains(&name) || INHERITED_PREFIXES.into_iter().any(|prefix| name.starts_with(prefix));
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(move |(name, _)| is_taken(name))
+        .filter(move |(name, _)| is_inherited(name))
 }
 
-/// Resolves the variables in their order, each with those before it, as the kubelet does.
+/// Resolves the variables in order, each with those before it, as the kubelet does.
 fn environment(
     container: &Container,
     order: &JobOrder,
@@ -72,7 +72,7 @@ fn environment(
     folders: &HostFolders,
 ) -> Result<HashMap<String, String>, StartError> {
     if container.env_from.as_ref().is_some_and(|sources| !sources.is_empty()) {
-        return Err(refused("the local runner does not know `envFrom`; accepted: `env`"));
+        return Err(refused("the local runner does not support `envFrom`; use `env`"));
     }
     let mut known = HashMap::new();
     for variable in container.env.iter().flatten() {
@@ -97,7 +97,7 @@ fn value_of(
     let Some(selector) = &source.secret_key_ref else {
         let name = &variable.name;
         return Err(refused(format!(
-            "the local runner resolves only `value` and `secretKeyRef`, not that of `{name}`"
+            "the local runner does not support the source of `{name}`; use `value` or `secretKeyRef`"
         )));
     };
     match secret(selector, order, secrets) {
@@ -115,7 +115,7 @@ fn secret(selector: &SecretKeySelector, order: &JobOrder, secrets: &Secrets) -> 
 
 fn missing(selector: &SecretKeySelector) -> StartError {
     let SecretKeySelector { name, key, .. } = selector;
-    let message = format!("the Job needs `{key}` of the Secret `{name}`, which the secrets file does not have");
+    let message = format!("the Job needs `{key}` of the Secret `{name}`, which is not in the secrets file");
     StartError::Later(RunnerError { message, retry_after: None })
 }
 
@@ -135,7 +135,7 @@ fn command(
     let rest = folders.in_arguments(rest.iter().map(|word| expand(word, known)));
     let mut words = own.iter().cloned().chain(rest);
     if container.command.as_ref().is_none_or(Vec::is_empty) {
-        return Err(refused("the Job names no command, and the image's own is not known here"));
+        return Err(refused("the Job has no command, and the local runner does not know the one of the image"));
     }
     Ok((words.next().unwrap_or_default(), words.collect()))
 }
@@ -144,7 +144,7 @@ fn command(
 struct HostFolders(Vec<(String, String)>);
 
 impl HostFolders {
-    /// Reads the mounts, and makes the directories (`DirectoryOrCreate`).
+    /// Reads the mounts, and creates the directories (`DirectoryOrCreate`).
     fn of(pod: &PodSpec, container: &Container) -> Result<Self, StartError> {
         let host_path = |volume: &str| {
             let volume = pod.volumes.iter().flatten().find(|candidate| candidate.name == volume)?;
@@ -154,7 +154,7 @@ impl HostFolders {
         for mount in container.volume_mounts.iter().flatten() {
             let Some(host) = host_path(&mount.name) else { continue };
             std::fs::create_dir_all(&host).map_err(|error| {
-                let message = format!("cannot make the directory {host}: {error}");
+                let message = format!("cannot create the directory {host}: {error}");
                 StartError::Later(RunnerError { message, retry_after: None })
             })?;
             folders.push((mount.mount_path.clone(), host));
@@ -162,7 +162,7 @@ impl HostFolders {
         Ok(Self(folders))
     }
 
-    /// The path as this machine has it; a path outside every mount stays.
+    /// The path on this machine; a path outside every mount stays as it is.
     fn on_host(&self, path: &str) -> String {
         let below = |mount: &str| path.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with('/'));
         self.0

@@ -1,4 +1,4 @@
-//! The env file that stands in for the cluster's Secrets.
+//! The env file that is used in place of the cluster's Secrets.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::path::Path;
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// What the env file holds: Secret → key → value.
+/// The contents of the env file: Secret → key → value.
 #[derive(Default)]
 pub(super) struct Secrets(HashMap<String, HashMap<String, SecretString>>);
 
-/// Why the env file cannot be used. It names lines, never what is in them.
+/// Why the env file cannot be used. Names lines by their number, and never shows what is in them.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
     /// It cannot be read.
     #[error("cannot read the secrets file {0}: {1}")]
     Unreadable(String, String),
-    /// A line is none.
+    /// A line is not valid.
     #[error(
-        "line {1} of the secrets file {0} is not understood; accepted: KEY=VALUE, [name-of-a-secret], # comment, or nothing"
+        "line {1} of the secrets file {0} is not valid; accepted: KEY=VALUE, [secret-name], # comment, or an empty line"
     )]
     BadLine(String, usize),
 }
@@ -80,7 +80,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Most env files quote; a value within one pair of quotes is what stands between them, as it stands there.
+/// Env files often quote values: a pair of quotes around a value is removed, and nothing between them is unescaped.
 fn unquoted(value: &str) -> &str {
     ['"', '\''].into_iter().find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote)).unwrap_or(value)
 }

@@ -1,4 +1,4 @@
-//! The state directory as a whole: who has it, its identity, and where folders are made and unmade.
+//! The state directory as a whole: who uses it, its identity, and where folders are created and removed.
 //!
 //! `operator.lock` · `identity` · `jobs/<job>/` · `new/` (folders that are not claims yet) · `trash/` (folders on
 //! their way out). A folder enters and leaves `jobs` by one rename, so it is never seen half made.
@@ -13,21 +13,21 @@ use std::{io, thread};
 use super::folder::{About, Folder, open_lock, sync_folder};
 use super::secrets::SecretsError;
 
-/// How long an operator that is just ending may still hold the directory.
+/// How often, and after which pauses, to try for the lock: an operator that is shutting down may still hold it.
 const HANDOVER_TRIES: u32 = 20;
 const HANDOVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the local runner cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another operator has the state directory.
+    /// Another operator uses the state directory.
     #[error("the state directory {0} is in use by another operator; give each one its own STATE_DIR")]
     InUse(String),
     /// The state directory cannot be used.
     #[error("cannot use the state directory {0}: {1}")]
     StateDir(String, io::Error),
-    /// `LOCAL_CALLER` is no command.
-    #[error("LOCAL_CALLER `{0}` cannot be split into words; accepted: a command as a shell takes it, quotes in pairs")]
+    /// `LOCAL_CALLER` is not a command.
+    #[error("LOCAL_CALLER `{0}` cannot be split into words; accepted: a command in shell syntax with balanced quotes")]
     Caller(String),
     /// The secrets file cannot be used.
     #[error(transparent)]
@@ -43,7 +43,7 @@ impl OpenError {
     }
 }
 
-/// The state directory, held by this process as long as this lives.
+/// The state directory, locked by this process until this is dropped.
 #[derive(Debug)]
 pub(super) struct StateDir {
     path: PathBuf,
@@ -52,12 +52,12 @@ pub(super) struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory where it is missing, and takes it.
-    pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
+    /// Creates the directory if it is missing, and locks it.
+    pub(super) fn lock(path: &Path) -> Result<Self, OpenError> {
         let wrap = |error| OpenError::StateDir(path.display().to_string(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrap)?;
         let held = hold(path)?;
-        // Supervisors have a working directory of their own choice.
+        // Supervisors may have another working directory.
         let path = path.canonicalize().map_err(wrap)?;
         let dir = Self { path, serial: AtomicU64::new(0), _held: held };
         dir.tidy().map_err(wrap)?;
@@ -82,7 +82,7 @@ impl StateDir {
         fs::remove_file(path)
     }
 
-    /// The identity of this machine's state, made when the directory is new.
+    /// The identity of this machine's state, created with the directory.
     pub(super) fn identity(&self) -> io::Result<String> {
         let path = self.path.join("identity");
         match fs::read_to_string(&path) {
@@ -109,22 +109,22 @@ impl StateDir {
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
-    /// Claims the name of a Job: `None` when its folder exists, else the folder and its lock, taken. The rename is what
-    /// claims, since it fails where a folder with something in it stands.
+    /// Claims the name of a Job: returns its folder and the lock, acquired, or `None` when the folder exists. The
+    /// rename is the claim, since it fails where a folder that is not empty exists.
     pub(super) fn claim(&self, job: &str, about: &About) -> io::Result<Option<(Folder, File)>> {
         let draft = Folder::at(self.unique("new", job));
         fs::create_dir(draft.path())?;
         draft.write_about(about)?;
-        let lock = draft.take_lock()?;
+        let lock = draft.acquire_lock()?;
         let folder = self.folder(job);
         match fs::rename(draft.path(), folder.path()) {
             Ok(()) => Ok(Some((folder, lock))),
-            Err(error) if is_taken(&error) => fs::remove_dir_all(draft.path()).map(|()| None),
+            Err(error) if already_exists(&error) => fs::remove_dir_all(draft.path()).map(|()| None),
             Err(error) => Err(error),
         }
     }
 
-    /// Removes a folder; one that is gone is success.
+    /// Removes a folder; does nothing when it is gone.
     pub(super) fn discard(&self, job: &str) -> io::Result<()> {
         let trash = self.unique("trash", job);
         match fs::rename(self.folder(job).path(), &trash) {
@@ -153,6 +153,6 @@ fn hold(path: &Path) -> Result<File, OpenError> {
     Err(OpenError::InUse(path.display().to_string()))
 }
 
-fn is_taken(error: &io::Error) -> bool {
+fn already_exists(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
 }

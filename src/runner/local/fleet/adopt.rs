@@ -1,4 +1,4 @@
-//! What an operator that starts finds in its state directory.
+//! What an operator finds in its state directory when it starts.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use crate::runner::local::LocalSettings;
 use crate::runner::local::folder::About;
 use crate::runner::local::state_dir::{OpenError, StateDir};
 
-/// What a folder is to an operator that did not make it.
+/// What a folder means to an operator that did not create it.
 enum Found {
     /// Nobody was called and nobody will be: as if it had never been claimed.
     Nothing,
@@ -22,10 +22,10 @@ enum Found {
 }
 
 impl Fleet {
-    /// Takes the state directory and reads every folder in it; with it comes the directory's identity.
+    /// Locks the state directory and reads every folder in it; also returns the directory's identity.
     pub(in crate::runner::local) fn open(settings: LocalSettings) -> Result<(Self, String), OpenError> {
         let caller = settings.caller.as_deref().map(words).transpose()?;
-        let dir = StateDir::take(&settings.state_dir)?;
+        let dir = StateDir::lock(&settings.state_dir)?;
         let wrap = |error| OpenError::StateDir(settings.state_dir.display().to_string(), error);
         let identity = dir.identity().map_err(wrap)?;
         let known = adopt(&dir, settings.ttl).map_err(wrap)?;
@@ -40,8 +40,8 @@ impl Fleet {
             removing: Default::default(),
         };
         fleet.secrets()?;
-        // So that the first full list has the ends of those that ended meanwhile.
-        fleet.look();
+        // So that the first full list includes what has ended meanwhile.
+        fleet.poll();
         Ok((fleet, identity))
     }
 }
@@ -57,23 +57,25 @@ fn adopt(dir: &StateDir, ttl: std::time::Duration) -> std::io::Result<Known> {
             Ok(Found::Nothing) => dir.discard(&job)?,
             Ok(Found::Attempt(entry, settled)) => {
                 match (&entry.observed.state, settled) {
-                    (Observed::Ended(_), Some(since)) => known.leaving.push_back((since + ttl, job.clone())),
+                    (Observed::Ended(_), Some(since)) => known.expiring.push_back((since + ttl, job.clone())),
                     (Observed::Ended(_), None) => {}
                     _ => drop(known.live.insert(job.clone())),
                 }
                 known.jobs.insert(job, *entry);
             }
-            // It stays: what cannot be read may have been a call.
-            Err(error) => tracing::error!(job, %error, "cannot read the folder of an attempt; its name stays taken"),
+            // It is kept: what cannot be read may have been a call.
+            Err(error) => {
+                tracing::error!(job, %error, "cannot read the folder of an attempt; it is kept, and its name stays in use")
+            }
         }
     }
-    known.leaving.make_contiguous().sort();
+    known.expiring.make_contiguous().sort();
     Ok(known)
 }
 
 fn find(dir: &StateDir, job: &str) -> std::io::Result<Found> {
     let folder = dir.folder(job);
-    // First of all: what a supervisor leaves behind is complete only once it is gone.
+    // Checked first: what a supervisor leaves behind is complete only once it is gone.
     let is_gone = folder.supervisor_is_gone()?;
     let exit = folder.exit()?.filter(|_| is_gone);
     if is_gone && exit.is_none() && !folder.was_launched()? {
@@ -95,7 +97,7 @@ fn find(dir: &StateDir, job: &str) -> std::io::Result<Found> {
     Ok(Found::Attempt(Box::new(Entry { observed, supervisor: None, stop }), settled))
 }
 
-/// Whose attempt a Job is, by its annotations; its name, fit to be a folder's.
+/// The name of a Job, if it is valid as the name of a folder, and the attempt in its annotations.
 pub(super) fn about_of(job: &Job) -> Result<(&str, About), StartError> {
     let refused = |what: &str| StartError::Refused(format!("the Job has no valid {what}"));
     let is_label = |name: &&str| {

@@ -1,5 +1,5 @@
-//! Every attempt of the state directory, in memory: what the operator knows, asks for, and tells. The folders are the
-//! truth; `watch` keeps this up with them.
+//! Every attempt in the state directory, in memory: what the operator knows, reports and has asked for. The folders are
+//! authoritative; `watch` keeps the memory in step with them.
 
 mod adopt;
 mod watch;
@@ -26,7 +26,7 @@ use crate::runner::{Observation, RunnerError, StartError};
 /// Changes that a slow observer may lag behind before it gets the full list again.
 const CHANGES: usize = 4096;
 
-/// Everything that the operator knows of its attempts.
+/// Everything that the operator knows about its attempts.
 #[derive(Debug)]
 pub(super) struct Fleet {
     dir: StateDir,
@@ -41,35 +41,35 @@ pub(super) struct Fleet {
 #[derive(Debug, Default)]
 struct Known {
     jobs: HashMap<String, Entry>,
-    /// Those that have not finished: only they are looked at.
+    /// Attempts that have not ended: only these are polled.
     live: HashSet<String>,
-    /// Settled ones, and when their folder goes; the earliest first.
-    leaving: VecDeque<(SystemTime, String)>,
+    /// Settled attempts, and when their folders are removed; the earliest first.
+    expiring: VecDeque<(SystemTime, String)>,
 }
 
 #[derive(Debug)]
 struct Entry {
     observed: ObservedJob,
-    /// Only of a supervisor that this process has started: it must be waited for. The others are known by their lock.
+    /// Only for a supervisor that this process has started, which has to be reaped. The others are known by their lock.
     supervisor: Option<Child>,
     stop: Option<Stop>,
 }
 
-/// A stop that was asked for.
+/// A stop that was requested.
 #[derive(Debug, Default)]
 struct Stop {
-    /// When SIGINT was sent; none while there is nothing to send it to.
+    /// When SIGINT was sent; `None` while there is no process to send it to.
     asked: Option<Instant>,
 }
 
 impl Fleet {
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Every change under this lock is whole even if the thread panicked after it.
+        // Every change under this lock is complete, even if the thread panics after it.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, observation: Observation) {
-        // Nobody listening is no error.
+        // It is not an error if nobody listens.
         let _ = self.changes.send(observation);
     }
 
@@ -85,7 +85,7 @@ impl Fleet {
         self.settings.secrets_file.as_deref().map_or_else(|| Ok(Secrets::default()), |path| Secrets::read(path, name))
     }
 
-    /// The list is taken under the same lock as every change is told, so that none is missed in between.
+    /// The list is read under the lock that every change is published under, so that none is missed in between.
     pub(super) fn observe(&self) -> (Observation, broadcast::Receiver<Observation>) {
         let known = self.known();
         let changes = self.changes.subscribe();
@@ -104,7 +104,7 @@ impl Fleet {
         }
         let secrets = self.secrets().map_err(later)?;
         let handover = plan(order, self.caller.as_deref(), &secrets)?;
-        // A folder that is there and not known could not be read when this operator opened the directory.
+        // A folder that exists and is not known could not be read when this operator opened the directory.
         let (folder, lock) =
             self.dir.claim(job, &about).map_err(later)?.ok_or_else(|| StartError::Conflict(job.to_owned()))?;
         match self.launch(&folder, lock, &handover) {
@@ -130,7 +130,7 @@ impl Fleet {
             .spawn()?;
         let handed = supervisor.stdin.take().map(|mut pipe| pipe.write_all(&serde_json::to_vec(handover)?));
         if let Some(Err(error)) = handed {
-            // It never had the whole handover, and starts nothing without.
+            // It never got the complete handover, and starts nothing without it.
             supervisor.kill()?;
             supervisor.wait()?;
             return Err(error);
@@ -159,7 +159,7 @@ impl Fleet {
         let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
         entry.observed.settled = true;
         self.publish(Observation::Changed(entry.observed.clone()));
-        known.leaving.push_back((SystemTime::now() + self.settings.ttl, job.to_owned()));
+        known.expiring.push_back((SystemTime::now() + self.settings.ttl, job.to_owned()));
         Ok(())
     }
 
@@ -168,8 +168,8 @@ impl Fleet {
             return Ok(());
         }
         self.dir.folder(job).mark_stop().map_err(failure)?;
-        // It may have ended by itself meanwhile; then that is its end.
-        self.look_at(job);
+        // It may have ended by itself meanwhile; then that end counts.
+        self.poll_job(job);
         let finished = match self.known().jobs.get_mut(job) {
             None => return Ok(()),
             Some(entry) if entry.observed.has_ended() => true,
@@ -181,14 +181,14 @@ impl Fleet {
         if finished {
             return self.remove(job).map_err(failure);
         }
-        self.press(job).map_err(failure)?;
+        self.advance_stop(job).map_err(failure)?;
         self.wake.notify_one();
         Ok(())
     }
 
-    /// Lets the folder of an attempt go that has ended or was stopped.
+    /// Removes the folder of an attempt that has ended or was stopped.
     fn remove(&self, job: &str) -> io::Result<()> {
-        // Two that remove the same one must not meet: the second could hit a Job that was started anew in between.
+        // One removal at a time: the second of two could hit a Job of the same name that was started in between.
         let _one = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
         let may_go = |entry: &Entry| entry.observed.has_ended() || entry.stop.is_some();
         if !self.known().jobs.get(job).is_some_and(may_go) {

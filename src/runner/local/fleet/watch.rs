@@ -1,4 +1,5 @@
-//! Keeps what is known up with the folders: one task for all attempts, no thread and no file descriptor for each.
+//! Keeps what is known in step with the folders: one task for all attempts, without a thread or a file descriptor for
+//! each.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -15,22 +16,22 @@ use crate::runner::Observation;
 use crate::runner::local::STOP_GRACE;
 use crate::runner::local::folder::Exit;
 
-/// Between two looks: while something is to start or to stop, else, and after the end of a child.
+/// Pause between two polls: while an attempt is starting or stopping, otherwise, and after the end of a child.
 const SOON: Duration = Duration::from_millis(50);
 const USUAL: Duration = Duration::from_millis(250);
 const AFTER_CHILD: Duration = Duration::from_millis(5);
 
-/// What a look at a folder tells.
+/// What a poll of a folder finds.
 enum Seen {
     Nothing,
     Started(Timestamp),
     Ended(Exit),
 }
 
-/// Looks until the runner is dropped: when a child of this process has ended, and at intervals for what it has adopted.
+/// Polls until the runner is dropped: when a child of this process has ended, and at intervals for adopted attempts.
 pub(in crate::runner::local) async fn watch(fleet: Weak<Fleet>) {
     let Some(wake) = fleet.upgrade().map(|fleet| Arc::clone(&fleet.wake)) else { return };
-    // Without the signal, the intervals do.
+    // Without the signal, the intervals are enough.
     let mut child_ended = signal(SignalKind::child()).ok();
     let mut pause = SOON;
     loop {
@@ -40,18 +41,18 @@ pub(in crate::runner::local) async fn watch(fleet: Weak<Fleet>) {
             Some(()) = async { child_ended.as_mut()?.recv().await } => sleep(AFTER_CHILD).await,
         }
         let Some(fleet) = fleet.upgrade() else { return };
-        pause = tokio::task::spawn_blocking(move || fleet.look()).await.unwrap_or(USUAL);
+        pause = tokio::task::spawn_blocking(move || fleet.poll()).await.unwrap_or(USUAL);
     }
 }
 
 impl Fleet {
-    /// Looks at all that is live, and lets go what is due; returns how long to wait for the next look.
-    pub(super) fn look(&self) -> Duration {
+    /// Polls every live attempt, and removes the folders that are due; returns how long to wait for the next poll.
+    pub(super) fn poll(&self) -> Duration {
         let live: Vec<String> = self.known().live.iter().cloned().collect();
         for job in &live {
-            self.look_at(job);
+            self.poll_job(job);
         }
-        self.let_go();
+        self.remove_due();
         let known = self.known();
         let is_moving = |job: &String| {
             known
@@ -62,21 +63,21 @@ impl Fleet {
         if known.live.iter().any(is_moving) { SOON } else { USUAL }
     }
 
-    pub(super) fn look_at(&self, job: &str) {
-        let result = self.press(job).and_then(|()| self.see(job)).and_then(|seen| match seen {
+    pub(super) fn poll_job(&self, job: &str) {
+        let result = self.advance_stop(job).and_then(|()| self.inspect_folder(job)).and_then(|seen| match seen {
             Seen::Nothing => Ok(()),
             Seen::Started(at) => {
-                self.learn_start(job, at);
+                self.record_start(job, at);
                 Ok(())
             }
-            Seen::Ended(exit) => self.learn_end(job, &exit),
+            Seen::Ended(exit) => self.record_end(job, &exit),
         });
         if let Err(error) = result {
-            tracing::warn!(job, %error, "cannot look at an attempt; the next look tries again");
+            tracing::warn!(job, %error, "cannot read the state of an attempt; it is tried again soon");
         }
     }
 
-    fn see(&self, job: &str) -> io::Result<Seen> {
+    fn inspect_folder(&self, job: &str) -> io::Result<Seen> {
         let (reaped, is_waiting) = match self.known().jobs.get_mut(job) {
             None => return Ok(Seen::Nothing),
             Some(entry) => {
@@ -86,13 +87,13 @@ impl Fleet {
         };
         let folder = self.dir.folder(job);
         if reaped.map_or_else(|| folder.supervisor_is_gone(), Ok)? {
-            return Ok(folder.bury()?.map_or(Seen::Nothing, Seen::Ended));
+            return Ok(folder.end_orphan()?.map_or(Seen::Nothing, Seen::Ended));
         }
         let started = if is_waiting { folder.started()? } else { None };
         Ok(started.map_or(Seen::Nothing, |started| Seen::Started(started.at)))
     }
 
-    fn learn_start(&self, job: &str, started_at: Timestamp) {
+    fn record_start(&self, job: &str, started_at: Timestamp) {
         let mut known = self.known();
         let Some(entry) = known.jobs.get_mut(job) else { return };
         if matches!(entry.observed.state, Observed::Waiting { .. }) {
@@ -102,7 +103,7 @@ impl Fleet {
     }
 
     /// A Job that was stopped is removed as it was last known, unless it succeeded in spite of the stop.
-    fn learn_end(&self, job: &str, exit: &Exit) -> io::Result<()> {
+    fn record_end(&self, job: &str, exit: &Exit) -> io::Result<()> {
         let succeeded = exit.succeeded();
         let mut known = self.known();
         let Some(entry) = known.jobs.get_mut(job) else { return Ok(()) };
@@ -120,8 +121,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Carries a stop on: SIGINT as soon as there is a process to get it, SIGKILL after the grace.
-    pub(super) fn press(&self, job: &str) -> io::Result<()> {
+    /// Continues a stop: SIGINT as soon as there is a process, SIGKILL after the grace period.
+    pub(super) fn advance_stop(&self, job: &str) -> io::Result<()> {
         let asked = match self.known().jobs.get(job).and_then(|entry| entry.stop.as_ref()) {
             None => return Ok(()),
             Some(stop) => stop.asked,
@@ -138,12 +139,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// Removes what was settled longer ago than its time to live; nothing else ever goes by itself.
-    fn let_go(&self) {
+    /// Removes attempts that were settled longer ago than their time to live; nothing else is ever removed unasked.
+    fn remove_due(&self) {
         while let Some(job) = self.next_due() {
             if let Err(error) = self.remove(&job) {
                 tracing::warn!(job, %error, "cannot remove the folder of a settled attempt; it is tried again later");
-                self.known().leaving.push_back((SystemTime::now() + self.settings.ttl.max(USUAL), job));
+                self.known().expiring.push_back((SystemTime::now() + self.settings.ttl.max(USUAL), job));
                 return;
             }
         }
@@ -151,9 +152,9 @@ impl Fleet {
 
     fn next_due(&self) -> Option<String> {
         let mut known = self.known();
-        while known.leaving.front().is_some_and(|(due, _)| *due <= SystemTime::now()) {
-            let (_, job) = known.leaving.pop_front()?;
-            // A stop may have removed it before.
+        while known.expiring.front().is_some_and(|(due, _)| *due <= SystemTime::now()) {
+            let (_, job) = known.expiring.pop_front()?;
+            // A stop may have removed it already.
             if known.jobs.get(&job).is_some_and(|entry| entry.observed.settled) {
                 return Some(job);
             }
