@@ -1,11 +1,14 @@
-//! What the runner reported last of every Job, and who follows one: the store that its observations are written into.
+//! What the runner reported last of every Job, who follows one, and which there should be: the store that its observations are
+//! written into.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::call::CallName;
 use crate::job::{Observed, ObservedJob};
 use crate::runner::{Observation, Runner};
 
@@ -29,7 +32,7 @@ pub enum News {
     Woken,
 }
 
-/// What the runner reported last of every Job that is not settled, and who follows it.
+/// What the runner reported last of every Job that is not settled, who follows it, and which Jobs the log says are in progress.
 #[derive(Clone, Default)]
 pub struct JobStore {
     inner: Arc<Mutex<Inner>>,
@@ -39,6 +42,16 @@ pub struct JobStore {
 struct Inner {
     present: HashMap<String, ObservedJob>,
     followed: HashMap<String, Followed>,
+    claims: HashMap<CallName, Claim>,
+}
+
+/// An attempt of this cluster that the log says is in progress.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Its Job.
+    pub job: String,
+    /// When its state was recorded.
+    pub recorded_at: Timestamp,
 }
 
 /// The channels to whoever follows a Job. Apart, since a wake-up must not be lost in a report that comes with it.
@@ -94,6 +107,24 @@ impl JobStore {
         let inner = self.lock();
         let jobs = inner.present.values().filter(|job| !inner.followed.contains_key(&job.name));
         jobs.cloned().collect()
+    }
+
+    /// Writes down what the log says of a call: which attempt of this cluster is in progress, if any is.
+    pub fn set_claim(&self, call: &CallName, claim: Option<Claim>) {
+        let mut inner = self.lock();
+        match claim {
+            Some(claim) => inner.claims.insert(call.clone(), claim),
+            None => inner.claims.remove(call),
+        };
+    }
+
+    /// The Jobs that should be in progress by what was recorded before a moment, that the runner does not have, and that nobody here
+    /// follows.
+    pub fn absent(&self, recorded_before: Timestamp) -> Vec<String> {
+        let inner = self.lock();
+        let is_there = |job: &String| inner.present.contains_key(job) || inner.followed.contains_key(job);
+        let claims = inner.claims.values().filter(|claim| claim.recorded_at < recorded_before);
+        claims.map(|claim| claim.job.clone()).filter(|job| !is_there(job)).collect()
     }
 
     /// How many Jobs the runner has that are not settled.
@@ -222,6 +253,23 @@ mod tests {
         assert_eq!(mine.next().await, News::Report(Report::State(Observed::Gone)));
         drop(mine);
         assert!(!store.wake("mine"), "nobody follows any more");
+    }
+
+    #[test]
+    fn a_job_that_the_log_knows_of_and_the_runner_does_not_have_is_absent() {
+        let store = JobStore::default();
+        let claim = |job: &str| {
+            let recorded_at = Timestamp::UNIX_EPOCH;
+            store.set_claim(&CallId::parse(job).expect("an id").name(), Some(Claim { job: job.into(), recorded_at }));
+        };
+        for job in ["present", "followed", "absent", "over"] {
+            claim(job);
+        }
+        store.apply(Observation::Changed(job("present", false)));
+        let _follower = store.follow("followed");
+        store.set_claim(&CallId::parse("over").expect("an id").name(), None);
+        assert_eq!(store.absent(Timestamp::UNIX_EPOCH), Vec::<String>::new());
+        assert_eq!(store.absent(Timestamp::MAX), ["absent"]);
     }
 
     #[tokio::test]

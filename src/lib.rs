@@ -22,8 +22,8 @@
 //! http        → api call clock error_chain
 //! api         → queue status_log call_index nats call clock
 //! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
-//! reconcile   → status_log nats runner job_watch job clock retry
-//! job_watch   → runner job
+//! reconcile   → status_log nats runner job_watch job call clock retry
+//! job_watch   → runner job call
 //! queue       → status_log nats call clock retry
 //! status_log  → nats call
 //! call_index  → status_log nats call clock retry

@@ -1,5 +1,5 @@
 //! Level-triggered: what the runner has is compared with what the log says, after every full list and periodically, for the Jobs
-//! whose calls nobody here holds. So what changed while no operator looked is recorded, a Job that is to be stopped is stopped
+//! whose calls nobody here holds, and for those that should be there and are not. So what changed while no operator looked is recorded, a Job that is to be stopped is stopped
 //! whoever asked for it, and a settled Job is let go.
 
 use std::collections::HashSet;
@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::call::CallName;
 use crate::clock::now;
 use crate::job::advance::{Moments, Patience};
-use crate::job::compare::{Comparison, compare};
+use crate::job::compare::{Comparison, LATE_REQUEST, compare, compare_absent};
 use crate::job::{Observed, ObservedJob};
 use crate::job_watch::JobStore;
 use crate::nats::{NatsError, NatsErrorKind};
@@ -86,6 +87,7 @@ impl Reconciler {
                 jobs.retain(has_just_ended);
             }
             self.reconcile(jobs).await;
+            self.reconcile_absent().await;
         }
     }
 
@@ -124,6 +126,33 @@ impl Reconciler {
             Comparison::LetGo { has_ended } => self.let_go(job.name.clone(), has_ended),
             Comparison::Append(_) | Comparison::Leave => {}
         }
+    }
+
+    /// Compares the Jobs that the log knows of and the runner does not have: they were never made, or removed while nobody followed
+    /// them.
+    async fn reconcile_absent(&self) {
+        let start_by = SignedDuration::from_secs(self.patience.start_seconds.into());
+        for job in self.store.absent(now() - start_by - LATE_REQUEST) {
+            let span = tracing::info_span!("reconcile", job);
+            if let Err(error) = self.reconcile_absent_one(&job).instrument(span).await {
+                tracing::warn!(job, %error, "it cannot be read what became of a Job; it is tried again");
+                return;
+            }
+        }
+    }
+
+    async fn reconcile_absent_one(&self, job: &str) -> Result<(), RunnerError> {
+        let Some(name) = CallName::of_job(job) else { return Ok(()) };
+        let Ok(Some(last)) = self.log.last(&name).await else { return Ok(()) };
+        let moments = Moments::of(&last.event, self.patience, now());
+        let Some(change) = compare_absent(&last.event, job, &self.cluster, moments) else { return Ok(()) };
+        if self.runner.find(job).await?.is_none()
+            && let Ok(event) = last.event.next(change, now())
+        {
+            // Whoever was faster is right, too.
+            let _ = self.log.append(event, last.sequence).await;
+        }
+        Ok(())
     }
 
     /// Appends what the Job shows, and says what is left to do then; `None` when somebody else is at it.

@@ -34,6 +34,8 @@ pub struct Brief {
     pub name: CallName,
     /// Its present Job.
     pub job: Option<String>,
+    /// The cluster of that.
+    pub cluster: Option<String>,
     /// Its state.
     pub status: Status,
     /// Whether the call has ended.

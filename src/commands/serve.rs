@@ -21,7 +21,7 @@ use crate::dialler::{Dialler, Starts};
 use crate::http::{self, HttpSettings};
 use crate::job::JobDefaults;
 use crate::job::advance::Patience;
-use crate::job_watch::{self, JobStore};
+use crate::job_watch::{self, Claim, JobStore};
 use crate::nats::connect::{self, Refusal};
 use crate::nats::{Names, StreamSettings, streams};
 use crate::queue::control::{self, Pause};
@@ -160,7 +160,8 @@ impl Engine {
             namespace: dialler.defaults.namespace.clone(),
         });
         let store = dialler.store.clone();
-        let on_change = move |brief: &Brief| wake_if_cancelling(&store, brief);
+        let cluster = dialler.cluster.clone();
+        let on_change = move |brief: &Brief| tell(&store, &cluster, brief);
         self.background.spawn(index.clone().follow(dialler.log.clone(), on_change));
         self.background.spawn(index.sweep(settings.status_retention));
         let (listed, reconciler) = (api.clone(), dialler.reconciler.clone());
@@ -218,9 +219,13 @@ impl Engine {
 }
 
 /// Whoever holds a call that is to be cancelled learns of it from the log.
-fn wake_if_cancelling(store: &JobStore, brief: &Brief) {
-    if brief.status == Status::Cancelling
-        && let Some(job) = &brief.job
+fn tell(store: &JobStore, cluster: &str, brief: &Brief) {
+    let Brief { name, job, status, .. } = brief;
+    let is_ours = brief.cluster.as_deref() == Some(cluster);
+    let claimed = job.as_ref().filter(|_| is_ours && status.is_active());
+    store.set_claim(name, claimed.map(|job| Claim { job: job.clone(), recorded_at: brief.time }));
+    if *status == Status::Cancelling
+        && let Some(job) = job
     {
         store.wake(job);
     }

@@ -40,7 +40,7 @@ async fn an_end_is_recorded_by_its_own_cluster_while_another_has_the_message_als
     own.terminate(PATIENCE).await;
 
     // Another cluster has it, and hands it back only when the end is known.
-    let message = eventually_some("the message is handed back", PATIENCE, async || handed_back(&setup).await).await;
+    let message = handed_back(&setup).await;
     let own = own.restart().await;
     let failed = tokio::select! {
         failed = setup.becomes("busy", Status::Failed) => failed,
@@ -56,10 +56,36 @@ async fn an_end_is_recorded_by_its_own_cluster_while_another_has_the_message_als
     drop(own);
 }
 
-/// A message of the queue that is not in flight.
-async fn handed_back(setup: &Setup) -> Option<Message> {
-    let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
-    queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok()
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_without_a_job_is_ended_by_its_own_cluster_while_another_has_the_message() {
+    let setup = Setup::local(0.2).await;
+    let options = setup.options().env("JOB_START_SECONDS", 1).env("JOB_DEADLINE_MARGIN_SECONDS", 120);
+    let mut own = Operator::start(options.clone().failpoints("after-claim=pause")).await;
+    accepted(&own, &with(request("+492", "a"), json!({"id": "claimed"}))).await;
+    setup.becomes("claimed", Status::Pending).await;
+    own.kill9();
+
+    let message = handed_back(&setup).await;
+    let own = Operator::start(options).await;
+    let ended = tokio::select! {
+        ended = setup.becomes("claimed", Status::Failed) => ended,
+        () = keep_in_progress(&message) => unreachable!("it goes on"),
+    };
+    assert_eq!((ended.outcome, ended.is_final), (Some(Outcome::NotStarted), false), "{ended:?}");
+    message.ack_with(AckKind::Nak(None)).await.expect("it is handed back");
+    assert_eq!(setup.end_of("claimed").await.status, Status::Succeeded);
+    assert_eq!(setup.calls_to("+492").len(), 1);
+    setup.queue_empties().await;
+    drop(own);
+}
+
+/// A message of the queue, once one is not in flight any more.
+async fn handed_back(setup: &Setup) -> Message {
+    eventually_some("a message is handed back", PATIENCE, async || {
+        let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
+        queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok()
+    })
+    .await
 }
 
 async fn keep_in_progress(message: &Message) {

@@ -11,6 +11,7 @@ fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief 
     let is_final = may_be_final(status);
     Brief {
         name,
+        cluster: None,
         job: None,
         is_final,
         status,
