@@ -6,7 +6,7 @@ use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, V
 use crate::call::Status;
 use crate::dialler::decide;
 use crate::job::ObservedJob;
-use crate::job::compare::{Comparison, compare};
+use crate::job::compare::{Comparison, compare, compare_absent};
 
 /// One thing that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +33,8 @@ pub(super) enum Action {
     Fire { timer: usize, stays: bool },
     /// A reconciler compares a Job with the log.
     Reconcile { job: usize },
+    /// The reconciler of a cluster compares the log with the Job that should be there and is not.
+    ReconcileAbsent { cluster: usize },
     /// Somebody cancels the call.
     Cancel,
     /// The log loses its last records.
@@ -95,6 +97,8 @@ impl Setup {
                 actions.push(Action::Reconcile { job });
             }
         }
+        let absent = (0..self.clusters.len()).filter(|cluster| self.reconcile_absent(world, *cluster).is_some());
+        actions.extend(absent.map(|cluster| Action::ReconcileAbsent { cluster }));
         let due = |due| due <= at(NOW);
         let timers = world.timers.iter().enumerate().filter(|(_, timer)| due(timer.due));
         actions.extend(timers.map(|(timer, _)| Action::Fire { timer, stays: false }));
@@ -169,10 +173,11 @@ impl Setup {
             Action::Step { dialler, luck } => self.work(world, dialler, luck)?,
             Action::Wake { dialler } => self.wake(world, dialler)?,
             Action::Reconcile { job } => self.reconcile(world, &world.jobs[job])?,
+            Action::ReconcileAbsent { cluster } => self.reconcile_absent(world, cluster)?,
             _ => world.clone(),
         };
         match action {
-            Action::Wake { .. } | Action::Reconcile { .. } => {}
+            Action::Wake { .. } | Action::Reconcile { .. } | Action::ReconcileAbsent { .. } => {}
             Action::Step { luck, .. } => next.left.faults -= u8::from(luck != Luck::Fine),
             Action::Tick => {
                 next.left.delays -= u8::from(!self.urgent(world).is_empty());
@@ -250,6 +255,24 @@ impl Setup {
             Comparison::LetGo { has_ended: true } => next.job_mut(job.cluster, job.attempt)?.is_settled = true,
             _ => return None,
         }
+        Some(next)
+    }
+
+    /// What a cluster's reconciler does about an attempt whose Job is not there and that nobody follows; `None` when there is nothing
+    /// to do.
+    fn reconcile_absent(&self, world: &World, cluster: usize) -> Option<World> {
+        let last = world.log.last()?;
+        let mut reconcilers = world.diallers.iter().filter(|dialler| dialler.cluster == cluster && !dialler.is_gone);
+        let is_there = world.job(cluster, last.event.attempt).is_some();
+        if is_there || world.is_silent[cluster] || reconcilers.all(|dialler| dialler.follows(last.event.attempt)) {
+            return None;
+        }
+        let job = self.call.name.job(last.event.attempt);
+        let moments = self.moments(&last.event, at(NOW));
+        let change = compare_absent(&last.event, &job, self.clusters[cluster], moments)?;
+        let mut next = world.clone();
+        let event = last.event.next(change, at(NOW)).ok()?;
+        self.append(&mut next, &Record::new(event), world.log.sequence());
         Some(next)
     }
 
