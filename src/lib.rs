@@ -1,11 +1,16 @@
 //! # sipstuff-operator: the map
 //!
 //! ```text
-//!  HTTP POST /call ──► api ───┐                         sip.schedule.<job> (the server's timers fire into sip.due)
-//!  any NATS client ───────────┴─► SIP_CALLS (work queue, subject sip.calls)
-//!                                    │ queue::pull, queue::in_flight: prefetch, ack wait
-//!                                    ▼
-//!                      dialler: decode → identify → (decide → one step)* → settle
+//!  HTTP POST /call ──► api ───┐                          sip.schedule.<job> (the server's timers fire into sip.due)
+//!  any NATS client ───────────┴─► SIP_CALLS              ▲ to wait          │ due
+//!                                 the inbox ──► admission ◄─────────────────┘
+//!                                  judges: queued, scheduled, expired, rejected ─► status_log
+//!                                                  ▼
+//!                                  SIP_QUEUE (by priority and batch; no consumer)
+//!                                                  ▼ feed: what is next, as much as there is room for
+//!                                  SIP_DIAL (a message in flight is a call in progress)
+//!                                                  ▼ queue::pull, queue::in_flight: prefetch, ack wait
+//!                      dialler: (decide → one step)* → settle
 //!                        │ claim, record              │ start, stop           ▲ observations
 //!                        ▼                            ▼                       │
 //!                      status_log: SIP_STATUS       runner: kubernetes | local ──► job_watch, reconcile
@@ -18,9 +23,11 @@
 //!
 //! ```dependencies
 //! main        → commands
-//! commands    → http api dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry error_chain
+//! commands    → http api admission feed dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry error_chain
 //! http        → api call clock error_chain
 //! api         → queue status_log call_index nats call clock
+//! admission   → queue status_log call_index nats call clock retry
+//! feed        → queue call_index nats call clock retry
 //! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
 //! reconcile   → status_log nats runner job_watch job call clock retry
 //! job_watch   → runner job call
@@ -42,6 +49,7 @@
 //!
 //! `call` and `job` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve.rs` wires.
 
+pub mod admission;
 pub mod api;
 pub mod call;
 pub mod call_index;
@@ -50,6 +58,7 @@ pub mod commands;
 pub mod config;
 pub mod dialler;
 pub mod error_chain;
+pub mod feed;
 pub mod http;
 pub mod job;
 pub mod job_watch;

@@ -91,7 +91,7 @@ impl StatusLog {
             .headers(headers(&event))
             .ttl(time_to_live(self.retention, &event))
             .expected_last_subject_sequence(after);
-        let sequence = send(&self.jetstream, self.subject_of(&event.name).into(), message).await?;
+        let sequence = send(&self.jetstream, self.subject_of(&event.name).into(), message).await?.sequence;
         log_change(&event);
         Ok(Recorded { event, sequence })
     }
@@ -288,7 +288,7 @@ mod tests {
 
     fn pending() -> Change {
         let (cluster, namespace) = ("here".to_owned(), "calls".to_owned());
-        Change::Pending { attempt: 1, cluster, namespace, queue_sequence: 1, ends_by: Timestamp::UNIX_EPOCH }
+        Change::Pending { attempt: 1, cluster, namespace, ends_by: Timestamp::UNIX_EPOCH }
     }
 
     fn busy() -> Change {

@@ -14,6 +14,9 @@
 //! * every call that has not ended is carried on by a message or a timer;
 //! * what the log held before it still holds, and every call's events are a legal history with at most one end.
 //!
+//! Admission and the feed are real as well: a request is admitted by two at once, or admitted and delivered again; a message is put into
+//! the window and stays in the queue.
+//!
 //! At the end all is delivered until nothing is left: then every call has exactly one end, which is the one that its Jobs had,
 //! the queue is empty, and no Job is left behind.
 
@@ -31,6 +34,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
+use sipstuff_operator::admission::Admission;
 use sipstuff_operator::api::{self, Api};
 use sipstuff_operator::call::{Call, CallId, Fingerprint, Status, StatusEvent, validate};
 use sipstuff_operator::call_index::CallIndex;
@@ -43,8 +47,10 @@ use sipstuff_operator::queue::Delivery;
 use sipstuff_operator::queue::control::Pause;
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::in_flight::InFlight;
-use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox, Labels};
+use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox};
 use sipstuff_operator::queue::scheduled::Timers;
+use sipstuff_operator::queue::waiting::{Kind, Waiting, job_of};
+use sipstuff_operator::queue::window::Window;
 use sipstuff_operator::reconcile::Reconciler;
 use sipstuff_operator::runner::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use sipstuff_operator::status_log::StatusLog;
@@ -77,6 +83,10 @@ enum End {
 enum Action {
     /// A request is published: as HTTP does, or as any client does; perhaps another one under the same id.
     Publish { call: usize, accepted: bool, another: bool },
+    /// A request, or what came due, is admitted, by two at once or by one; not acknowledged, it is delivered again.
+    Admit { by_two: bool, acknowledged: bool },
+    /// What is next goes from the queue into the window, and stays in the queue when whoever does so dies in between.
+    Feed { stays: bool },
     /// A dialler is delivered a message and takes one step.
     Step { dialler: usize },
     /// Two diallers are delivered the same message, and each takes one step at the same time.
@@ -105,6 +115,9 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (0..CALLS, any::<bool>(), prop::bool::weighted(0.1))
             .prop_map(|(call, accepted, another)| Action::Publish { call, accepted, another }),
+        8 => (prop::bool::weighted(0.2), prop::bool::weighted(0.8))
+            .prop_map(|(by_two, acknowledged)| Action::Admit { by_two, acknowledged }),
+        6 => prop::bool::weighted(0.2).prop_map(|stays| Action::Feed { stays }),
         16 => dialler().prop_map(|dialler| Action::Step { dialler }),
         5 => (dialler(), dialler()).prop_map(|(one, other)| Action::Race { one, other }),
         4 => dialler().prop_map(|dialler| Action::Stall { dialler }),
@@ -299,6 +312,9 @@ struct World {
     names: Names,
     log: StatusLog,
     inbox: Inbox,
+    waiting: Waiting,
+    window: Window,
+    admission: Admission,
     timers: Timers,
     api: Api,
     clusters: BTreeMap<&'static str, Arc<Cluster>>,
@@ -327,8 +343,8 @@ fn fingerprint(call: usize, another: bool) -> Fingerprint {
 /// Events in a form that is easy to read.
 fn describe<'a>(events: impl Iterator<Item = &'a StatusEvent>) -> String {
     let line = |event: &StatusEvent| {
-        let StatusEvent { id, revision, status, attempt, cluster, queue_sequence, reason, .. } = event;
-        format!("\n  {id} #{revision} {status}, attempt {attempt} {cluster:?} by {queue_sequence:?} {reason:?}")
+        let StatusEvent { id, revision, status, attempt, cluster, reason, .. } = event;
+        format!("\n  {id} #{revision} {status}, attempt {attempt} {cluster:?} {reason:?}")
     };
     events.map(line).collect()
 }
@@ -349,11 +365,24 @@ impl World {
         let consumer = streams::ensure(&js, &settings).await.unwrap();
         let log = StatusLog::open(js.clone(), &names, KEEP).await.unwrap();
         let (inbox, timers) = (Inbox::new(js.clone(), &names), Timers::new(js.clone(), &names));
+        let (waiting, window) = (Waiting::open(js.clone(), &names).await.unwrap(), Window::new(js.clone(), &names));
+        let admission = Admission {
+            log: log.clone(),
+            waiting: waiting.clone(),
+            window: window.clone(),
+            timers: timers.clone(),
+            dead: DeadLetters::new(js.clone(), &names),
+            due: names.due.clone(),
+            index: CallIndex::default(),
+            namespace: "calls".to_owned(),
+            on_queued: Box::new(|| {}),
+        };
         let api = Api::default();
         api.open(api::Parts {
             client: client.clone(),
             log: log.clone(),
             inbox: inbox.clone(),
+            waiting: waiting.clone(),
             timers: timers.clone(),
             index: CallIndex::default(),
             namespace: "calls".to_owned(),
@@ -367,6 +396,9 @@ impl World {
             names,
             log,
             inbox,
+            waiting,
+            window,
+            admission,
             timers,
             api,
             clusters,
@@ -410,6 +442,7 @@ impl World {
             cluster: cluster.to_owned(),
             pause: Pause::never(),
             rate_limit: None,
+            on_settled: Box::new(|| {}),
             patience,
             closing,
             tasks,
@@ -421,6 +454,8 @@ impl World {
     async fn act(&mut self, action: Action) {
         match action {
             Action::Publish { call, accepted, another } => self.publish(call, accepted, another).await,
+            Action::Admit { by_two, acknowledged } => self.admit(by_two, acknowledged).await,
+            Action::Feed { stays } => self.feed(stays).await,
             Action::Step { dialler } => self.deliver(&[dialler]).await,
             Action::Race { one, other } => self.deliver(&[one, other]).await,
             Action::Stall { dialler } => {
@@ -433,7 +468,8 @@ impl World {
             Action::Run { job, end } => self.run(job, end),
             Action::Show { dialler } => self.show(dialler).await,
             Action::Cancel { call } => {
-                if self.api.cancel(id(call).as_str()).await.unwrap().is_some() {
+                // One that is not admitted would be waited for.
+                if self.last(call).is_some() && self.api.cancel(id(call).as_str()).await.unwrap().is_some() {
                     self.cancelled.insert(call);
                 }
             }
@@ -444,21 +480,58 @@ impl World {
 
     async fn publish(&mut self, call: usize, accepted: bool, another: bool) {
         let (id, body) = (id(call), body(call, another));
-        if accepted {
-            let labels = Labels { id: &id, attempt: 1, queued_at: Timestamp::now(), traceparent: None };
-            self.inbox.publish(labels, body).await.unwrap();
+        let is_stored = if accepted {
+            let spec = validate::parse(&body, Timestamp::UNIX_EPOCH).unwrap().spec;
+            // The server drops a second one.
+            self.inbox.publish(&Call::new(id, spec), body).await.unwrap()
         } else {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(HEADER_CALL_ID, id.as_str());
             self.js.publish_with_headers(self.names.calls.clone(), headers, body).await.unwrap().await.unwrap();
-        }
+            true
+        };
         self.published.insert(call);
-        self.others += usize::from(another);
+        self.others += usize::from(another && is_stored);
+    }
+
+    /// The server delivers the next request, of those that came due or of those that arrived.
+    async fn admit(&self, by_two: bool, acknowledged: bool) {
+        let Names { calls_stream, admission_consumer, schedule_stream, due_consumer, .. } = &self.names;
+        for (stream, consumer) in [(schedule_stream, due_consumer), (calls_stream, admission_consumer)] {
+            let consumer: PullConsumer = self.js.get_consumer_from_stream(consumer, stream).await.unwrap();
+            if consumer.cached_info().num_pending + consumer.cached_info().num_ack_pending as u64 == 0 {
+                continue;
+            }
+            let batch = consumer.batch().max_messages(1).expires(Duration::from_millis(500));
+            let Some(message) = batch.messages().await.unwrap().next().await else { continue };
+            let message = message.unwrap();
+            let delivery = Delivery::of(message.clone()).unwrap();
+            if by_two {
+                let (one, other) = tokio::join!(self.admission.process(&delivery), self.admission.process(&delivery));
+                one.and(other).unwrap();
+            } else {
+                self.admission.process(&delivery).await.unwrap();
+            }
+            let ack = if acknowledged { jetstream::AckKind::Ack } else { jetstream::AckKind::Nak(None) };
+            message.double_ack_with(ack).await.unwrap();
+            return;
+        }
+    }
+
+    /// What is in the queue goes into the window.
+    async fn feed(&self, stays: bool) {
+        let all = Kind { priority: None, class: None, batch: None };
+        for head in self.waiting.oldest(all, 1).await.unwrap() {
+            self.window.put(job_of(&head.subject), head.headers.clone(), head.payload.clone()).await.unwrap();
+            if !stays {
+                self.waiting.remove(head.sequence).await.unwrap();
+            }
+        }
     }
 
     /// The server delivers the next message, to all of these at once. What they do not settle is delivered again, at once.
     async fn deliver(&self, diallers: &[usize]) {
-        if messages_in(&self.js, "SIP_CALLS").await == 0 {
+        if messages_in(&self.js, "SIP_DIAL").await == 0 {
             return;
         }
         // None of them is held, so one comes; the time is for the server to see to what was handed back just now.
@@ -550,10 +623,10 @@ impl World {
         }
     }
 
-    /// What waits for its moment moves into the queue, as the server and [`sipstuff_operator::queue::scheduled`] do it.
+    /// What waits for its moment comes due, as the server does it.
     async fn fire(&self) {
         let stream = self.js.get_stream(&self.names.schedule_stream).await.unwrap();
-        for timer in self.messages(&self.names.schedule_stream, ">").await {
+        for timer in self.messages(&self.names.schedule_stream, &format!("{}.>", self.names.schedule)).await {
             let due: Timestamp = timer.headers.get(HEADER_DUE).unwrap().as_str().parse().unwrap();
             let early = due.duration_since(Timestamp::now()) - SignedDuration::from_millis(900);
             if let Ok(wait) = Duration::try_from(early) {
@@ -562,9 +635,9 @@ impl World {
             let headers = timer.headers.iter().filter(|(name, _)| !AsRef::<str>::as_ref(*name).starts_with("Nats-"));
             let mut kept = async_nats::HeaderMap::new();
             headers.for_each(|(name, values)| kept.insert(name.clone(), values[0].clone()));
-            let publish = self.js.publish_with_headers(self.names.calls.clone(), kept, timer.payload.clone());
+            let publish = self.js.publish_with_headers(self.names.due.clone(), kept, timer.payload.clone());
             publish.await.unwrap().await.unwrap();
-            // Fired meanwhile, it is there again, and moved twice: as after a crash.
+            // Fired meanwhile, it is there twice.
             _ = stream.delete_message(timer.sequence).await;
         }
     }
@@ -626,27 +699,37 @@ impl World {
 
     /// A call that has not ended is in the hands of a message that will go on with it, or of a timer.
     async fn every_call_is_carried_on(&self) {
-        let queue = self.messages(&self.names.calls_stream, &self.names.calls).await;
-        let timers = self.messages(&self.names.schedule_stream, ">").await;
-        let is_of = |message: &StreamMessage, call: usize| {
+        let Names { calls_stream, queue_stream, dial_stream, schedule_stream, .. } = &self.names;
+        let inbox = self.messages(calls_stream, ">").await;
+        let waiting = self.messages(queue_stream, ">").await;
+        let window = self.messages(dial_stream, ">").await;
+        let timers = self.messages(schedule_stream, ">").await;
+        let is_of = |message: &&StreamMessage, call: usize| {
             message.headers.get(HEADER_CALL_ID).is_some_and(|text| text.as_str() == id(call).as_str())
         };
-        let attempt = |message: &StreamMessage| -> u32 {
-            message.headers.get(HEADER_ATTEMPT).map_or(1, |text| text.as_str().parse().unwrap())
+        let attempts = |messages: &[StreamMessage], call: usize| -> Vec<u32> {
+            let attempt = |message: &StreamMessage| {
+                message.headers.get(HEADER_ATTEMPT).map_or(1, |text| text.as_str().parse().unwrap())
+            };
+            messages.iter().filter(|message| is_of(message, call)).map(attempt).collect()
         };
         for call in &self.published {
-            let mut messages = queue.iter().filter(|message| is_of(message, *call));
+            let arrives = inbox.iter().any(|message| is_of(&message, *call));
+            let (waiting, window) = (attempts(&waiting, *call), attempts(&window, *call));
+            let timers = attempts(&timers, *call);
             let is_carried = match self.last(*call) {
+                None => arrives,
                 Some(last) if last.is_final => true,
-                Some(last) if last.status.is_active() || last.status == Status::Failed => {
-                    messages.any(|message| Some(message.sequence) == last.queue_sequence)
-                }
                 Some(last) if last.status == Status::Scheduled => {
-                    let next = last.attempt + 1;
-                    messages.any(|message| attempt(message) <= next)
-                        || timers.iter().any(|timer| is_of(timer, *call) && attempt(timer) == next)
+                    arrives
+                        || timers.contains(&(last.attempt + 1))
+                        || window.iter().any(|attempt| *attempt <= last.attempt)
                 }
-                _ => messages.next().is_some(),
+                Some(last) if last.status == Status::Queued => {
+                    let next = last.attempt + 1;
+                    arrives || timers.contains(&next) || waiting.contains(&next) || window.contains(&next)
+                }
+                Some(last) => window.contains(&last.attempt),
             };
             assert!(is_carried, "call {call} is lost: {}", describe(self.seen.iter()));
         }
@@ -661,13 +744,18 @@ impl World {
             assert!(round < LAST_ROUND, "this never ends: {}", describe(self.seen.iter()));
             for dialler in 0..DIALLERS.len() {
                 self.show(dialler).await;
+                self.admit(false, true).await;
+                self.feed(false).await;
                 self.deliver(&[dialler]).await;
             }
             let ends = [End::Busy, End::Answered, End::Declined];
             (0..8).for_each(|job| self.run(job, ends[(round + job) % ends.len()]));
             self.fire().await;
             self.check().await;
-            let left = messages_in(&self.js, "SIP_CALLS").await + messages_in(&self.js, "SIP_SCHEDULE").await;
+            let mut left = 0;
+            for stream in ["SIP_CALLS", "SIP_QUEUE", "SIP_DIAL", "SIP_SCHEDULE"] {
+                left += messages_in(&self.js, stream).await;
+            }
             if left == 0 {
                 break;
             }

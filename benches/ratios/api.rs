@@ -8,13 +8,15 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use sipstuff_operator::call::{Call, Change, StatusEvent, validate};
-use sipstuff_operator::queue::inbox::{Inbox, Labels};
+use sipstuff_operator::nats::Names;
+use sipstuff_operator::queue::{Inbox, Window};
 use sipstuff_operator::status_log::StatusLog;
 
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
@@ -74,8 +76,7 @@ impl Worker for Recorder {
         let now = Timestamp::now();
         let parsed = validate::parse(&self.body, now).expect("a valid request");
         let call = Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec);
-        let labels = Labels { id: &call.id, attempt: 1, queued_at: now, traceparent: None };
-        self.inbox.publish(labels, self.body.clone()).await.expect("a publish");
+        self.inbox.publish(&call, self.body.clone()).await.expect("a publish");
         let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
         self.log.append(event, 0).await.expect("an append");
     }
@@ -92,7 +93,7 @@ pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     }
     rows.push(records(&jetstream, rounds).await);
     let peak = memory_kb(operator.pid(), "VmHWM:") / 1024.0;
-    let accepted = jetstream.get_stream("SIP_CALLS").await.expect("the queue").cached_info().state.messages;
+    let accepted = jetstream.get_stream("SIP_QUEUE").await.expect("the queue").cached_info().state.messages;
     rows.push(Row::alone("api.peak_rss", format!("peak memory after {accepted} calls accepted"), "MiB", peak));
     rows
 }
@@ -195,8 +196,9 @@ async fn raw_stream(jetstream: &Context) {
 
 /// Takes one message through the dialler's own consumer and never lets it go, so that nobody else gets any.
 async fn hold_the_slot(jetstream: &Context) {
-    requests::publish(jetstream, 1).await;
-    let stream = jetstream.get_stream("SIP_CALLS").await.expect("the queue");
+    let window = Window::new(jetstream.clone(), &Names::default());
+    window.put("held", HeaderMap::new(), Bytes::new()).await.expect("a publish");
+    let stream = jetstream.get_stream("SIP_DIAL").await.expect("the window");
     let consumer = stream.get_consumer("dialler").await.expect("the dialler's consumer");
     let consumer: async_nats::jetstream::consumer::PullConsumer = consumer;
     let mut messages = consumer.fetch().max_messages(1).messages().await.expect("a fetch");

@@ -178,7 +178,6 @@ fn story(number: usize, moment: Timestamp) -> Vec<StatusEvent> {
             attempt: 1,
             cluster: "bench".into(),
             namespace: "bench".into(),
-            queue_sequence: 1,
             ends_by: Timestamp::UNIX_EPOCH,
         },
         Change::Running { started_at: moment },

@@ -19,7 +19,7 @@ pub(crate) struct Ledger {
 
 /// What is left when every call has ended.
 pub(crate) struct After {
-    /// Messages in `SIP_CALLS`.
+    /// Messages in `SIP_CALLS`, `SIP_QUEUE` and `SIP_DIAL`.
     pub(crate) in_queue: u64,
     /// Messages in `SIP_SCHEDULE`.
     pub(crate) waiting: u64,
@@ -82,10 +82,10 @@ impl Ledger {
         wrong.extend(self.calls.iter().filter_map(|(id, (end, _))| shown_otherwise(id, *end, &after.jobs)));
         let After { in_queue, waiting, dead, jobs: _ } = after;
         for (stream, count, expected) in
-            [("SIP_CALLS", in_queue, 0), ("SIP_SCHEDULE", waiting, 0), ("SIP_DEAD", dead, 1)]
+            [("the queue", in_queue, 0), ("SIP_SCHEDULE", waiting, 0), ("SIP_DEAD", dead, 1)]
         {
             if *count != expected {
-                wrong.push(format!("the stream {stream} holds {count} messages, not {expected}"));
+                wrong.push(format!("{stream} holds {count} messages, not {expected}"));
             }
         }
         if wrong.is_empty() { Ok(()) } else { bail!("not everything is as it should be:\n  {}", wrong.join("\n  ")) }

@@ -83,13 +83,17 @@ async fn dead_letter(nats: &Client) -> Result<String> {
 pub(crate) async fn inspect(stage: &Stage, nats: &Client) -> Result<After> {
     let jetstream = jetstream::new(nats.clone());
     // The acknowledgement follows the last status: give it the moment that it takes.
-    let mut in_queue = messages(&jetstream, "SIP_CALLS").await?;
+    let on_the_way = async || {
+        let streams = ["SIP_CALLS", "SIP_QUEUE", "SIP_DIAL"].map(|stream| messages(&jetstream, stream));
+        anyhow::Ok(futures::future::try_join_all(streams).await?.into_iter().sum::<u64>())
+    };
+    let mut in_queue = on_the_way().await?;
     for _ in 0..200 {
         if in_queue == 0 {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        in_queue = messages(&jetstream, "SIP_CALLS").await?;
+        in_queue = on_the_way().await?;
     }
     let jobs: Vec<Value> = stage.http.get(format!("{}/jobs?limit=1000", stage.base)).send().await?.json().await?;
     Ok(After {

@@ -1,13 +1,16 @@
-//! Accepting calls: the request into the queue, and the record that it is there.
+//! Accepting calls: a request is accepted when the inbox has it durably.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::{Api, Error, Parts};
 use crate::call::validate::Parsed;
-use crate::call::{Call, CallId, Change, Status, StatusEvent, TraceParent};
+use crate::call::{Call, CallId, CallName, Change, StatusEvent, TraceParent};
 use crate::clock::{self, now};
-use crate::nats::NatsErrorKind;
-use crate::queue::inbox::Labels;
+
+/// How long a request may lie in the inbox while somebody waits for what becomes of it.
+const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A call that was accepted durably.
 #[derive(Debug, Clone)]
@@ -19,7 +22,7 @@ pub struct Accepted {
 }
 
 impl Api {
-    /// Accepts a call: returns once the queue has it durably. `body` is the request as it came; `idempotency_key` is used as id
+    /// Accepts a call: returns once the inbox has it durably. `body` is the request as it came; `idempotency_key` is used as id
     /// when the request has none, `traceparent` is handed on.
     ///
     /// # Errors
@@ -36,60 +39,43 @@ impl Api {
         let given = parsed.id.or(idempotency_key);
         let is_new = given.is_none();
         let call = Call::new(given.unwrap_or_else(clock::fresh_id), parsed.spec).in_trace(traceparent);
-        if is_new {
-            parts.accept(&call, body, Unrecorded::Accepted).await
-        } else {
-            parts.accept_once(&call, body).await
+        if !is_new && let Some(event) = unless_conflict(&call, parts.log.glance(&call.name).await?)? {
+            // Should its message have been lost, it is carried on by this one; otherwise admission finds nothing to do.
+            if !event.is_final {
+                parts.inbox.publish(&call, body).await?;
+            }
+            return Ok(Accepted { event, fresh: false });
         }
+        let is_stored = parts.inbox.publish(&call, body).await?;
+        // The inbox had a request with this id a moment ago: what became of that one says what becomes of this one.
+        let admitted = if is_stored { None } else { unless_conflict(&call, parts.admitted(&call.name).await?)? };
+        let event = admitted.unwrap_or_else(|| parts.to_be_queued(&call));
+        Ok(Accepted { event, fresh: is_stored })
     }
-}
-
-/// What it means that the queue has a call whose record is not confirmed.
-#[derive(Clone, Copy)]
-enum Unrecorded {
-    /// It was accepted. Without an id of the client's, sending it again would be another call.
-    Accepted,
-    /// The client sends it again. A call that is not in the log is missed by a cancel of its batch.
-    Retry,
 }
 
 impl Parts {
-    /// The request first, then the record that it is queued: a refused request leaves nothing behind, and a record that gets
-    /// lost is made up for by whoever dials.
-    async fn accept(&self, call: &Call, body: Bytes, unrecorded: Unrecorded) -> Result<Accepted, Error> {
-        let queued_at = now();
-        let labels = Labels { id: &call.id, attempt: 1, queued_at, traceparent: call.traceparent.as_ref() };
-        let queued = StatusEvent::first(call, &self.namespace, queued_at, Change::Queued, queued_at)
-            .expect("a call may begin with `queued`");
-        self.inbox.publish(labels, body).await?;
-        match self.log.append(queued.clone(), 0).await {
-            Ok(recorded) => Ok(Accepted { event: recorded.event, fresh: true }),
-            Err(error) if error.kind() == NatsErrorKind::Stale => {
-                let last = self.log.last(&call.name).await?.map(|last| last.event);
-                Ok(Accepted { event: unless_conflict(call, last)?.unwrap_or(queued), fresh: true })
-            }
-            Err(error) if matches!(unrecorded, Unrecorded::Retry) => Err(Error::Unavailable(error)),
-            Err(error) => {
-                tracing::debug!(error = error.chain(), "a call is in the queue, and its record is not confirmed");
-                Ok(Accepted { event: queued, fresh: true })
-            }
-        }
+    /// The event by which admission will record the call.
+    fn to_be_queued(&self, call: &Call) -> StatusEvent {
+        let now = now();
+        StatusEvent::first(call, &self.namespace, now, Change::Queued, now).expect("a call may begin with `queued`")
     }
 
-    /// As [`Self::accept`] for an id that may have been used before. While the call is only queued it is published again: the
-    /// first answer may have been lost on the way, and the dialler drops the second message.
-    async fn accept_once(&self, call: &Call, body: Bytes) -> Result<Accepted, Error> {
-        // A replica that lags costs no more than a second message.
-        let known = self.log.glance(&call.name).await?;
-        let Some(event) = unless_conflict(call, known)? else {
-            return self.accept(call, body, Unrecorded::Retry).await;
-        };
-        if event.status == Status::Queued {
-            let traceparent = event.traceparent.as_ref();
-            let labels = Labels { id: &call.id, attempt: 1, queued_at: event.queued_at, traceparent };
-            self.inbox.publish(labels, body).await?;
-        }
-        Ok(Accepted { event, fresh: false })
+    /// The state of a call once everything that is in the inbox now has been admitted.
+    ///
+    /// # Errors
+    /// [`Error::NotAdmitted`] when that takes more than some seconds.
+    pub(super) async fn admitted(&self, name: &CallName) -> Result<Option<StatusEvent>, Error> {
+        self.all_admitted().await?;
+        Ok(self.log.last(name).await?.map(|last| last.event))
+    }
+
+    /// Returns once everything that is in the inbox now has been admitted.
+    ///
+    /// # Errors
+    /// [`Error::NotAdmitted`] when that takes more than some seconds.
+    pub(super) async fn all_admitted(&self) -> Result<(), Error> {
+        if self.inbox.is_admitted(ADMITTED_WITHIN).await? { Ok(()) } else { Err(Error::NotAdmitted) }
     }
 }
 

@@ -54,18 +54,21 @@ impl Api {
     /// [`Error`] when the log cannot be read or written; the cancel may have been recorded all the same.
     pub async fn cancel(&self, name_or_id: &str) -> Result<Option<StatusEvent>, Error> {
         match self.find(name_or_id).await? {
-            Some(event) => Ok(self.parts()?.cancel(&event.name, None).await?),
+            Some(event) => Ok(self.parts()?.cancel_one(&event.name).await?),
             None => Ok(None),
         }
     }
 
-    /// Cancels every call of a batch that is recorded when this is asked.
+    /// Cancels every call of a batch that was published before this is asked.
     ///
     /// # Errors
     /// [`Error`], as for [`Self::cancel`]; some calls may be cancelled then, and asking again goes on with the others.
     /// [`Error::Behind`] when the index does not know every call of the log in time; nothing was cancelled then.
     pub async fn cancel_batch(&self, batch: &str) -> Result<BatchCancel, Error> {
         let parts = self.parts()?;
+        parts.all_admitted().await?;
+        // What is in the queue by now has its record, so it is cancelled below.
+        let queued = parts.waiting.last_sequence().await?;
         parts.index.catch_up(&parts.log).await?;
         let mut sum = BatchCancel::default();
         if parts.index.has_dropped_active_calls() {
@@ -73,11 +76,21 @@ impl Api {
         } else {
             parts.cancel_indexed(batch, &mut sum).await?;
         }
+        parts.waiting.withdraw_batch(batch, queued).await?;
         Ok(sum)
     }
 }
 
 impl Parts {
+    async fn cancel_one(&self, name: &CallName) -> Result<Option<StatusEvent>, NatsError> {
+        let Some(event) = self.cancel(name, None).await? else { return Ok(None) };
+        if event.status == Status::Cancelled {
+            note_failure(&event, self.waiting.withdraw(&event).await);
+            note_failure(&event, self.timers.remove_expiry(&event.name).await);
+        }
+        Ok(Some(event))
+    }
+
     async fn cancel_indexed(&self, batch: &str, sum: &mut BatchCancel) -> Result<(), NatsError> {
         let mut before = None;
         loop {
@@ -118,7 +131,9 @@ impl Parts {
             let Some(change) = last.event.cancel() else { return Ok(Some(last.event)) };
             match self.record(&last, change).await {
                 Ok(event) => {
-                    self.drop_timer(&last.event).await;
+                    if last.event.status == Status::Scheduled {
+                        note_failure(&event, self.timers.remove(&event.name, event.attempt + 1).await);
+                    }
                     return Ok(Some(event));
                 }
                 Err(error) if error.kind() == NatsErrorKind::Stale => {}
@@ -131,14 +146,12 @@ impl Parts {
         let event = last.event.next(change, now()).expect("a cancel is legal in every state that is not final");
         Ok(self.log.append(event, last.sequence).await?.event)
     }
+}
 
-    /// A timer that fires for a call that has ended does no harm; without it, it need not.
-    async fn drop_timer(&self, event: &StatusEvent) {
-        if event.status == Status::Scheduled
-            && let Err(error) = self.timers.remove(&event.name, event.attempt + 1).await
-        {
-            tracing::debug!(error = error.chain(), call_id = %event.id, "the timer of a cancelled call stays, and will do nothing");
-        }
+/// What is left of the wait of a call that has ended does no harm; without it, nobody has to look at it.
+fn note_failure(event: &StatusEvent, withdrawn: Result<(), NatsError>) {
+    if let Err(error) = withdrawn {
+        tracing::debug!(error = error.chain(), call_id = %event.id, "the message of a cancelled call stays, and will do nothing");
     }
 }
 

@@ -26,6 +26,9 @@ pub enum Error {
     /// The index of calls is not complete, so nothing was answered from it, and nothing was done.
     #[error("{0}; nothing was done, try again later")]
     Behind(#[from] Behind),
+    /// Requests lie in the inbox for longer than anybody waits, so it cannot be said which calls there are.
+    #[error("requests wait to be admitted, so this may be about one of them; try again later")]
+    NotAdmitted,
     /// NATS does not answer. What was asked for may have been done.
     #[error("NATS does not answer; with an id, the same request may safely be sent again")]
     Unavailable(#[source] NatsError),

@@ -19,9 +19,9 @@ use tokio::sync::Semaphore;
 use crate::call::{CallId, CallName, Status, StatusEvent};
 use crate::call_index::{CallIndex, Key};
 use crate::nats::{NatsError, NatsErrorKind};
-use crate::queue::Inbox;
 pub use crate::queue::control::QueueState;
 use crate::queue::scheduled::Timers;
+use crate::queue::{Inbox, Waiting};
 use crate::status_log::StatusLog;
 
 /// Records read from the log at once for one page.
@@ -59,6 +59,8 @@ pub struct Parts {
     pub log: StatusLog,
     /// For requests.
     pub inbox: Inbox,
+    /// For calls that wait to be dialled.
+    pub waiting: Waiting,
     /// For requests that wait for their moment.
     pub timers: Timers,
     /// Which calls there are.
@@ -140,20 +142,22 @@ impl Api {
         self.parts.get().map_or(0, |parts| parts.index.count_of(status))
     }
 
-    /// The present state of a call, by the name of any of its Jobs or by its id.
+    /// The present state of a call, by the name of any of its Jobs or by its id. One that is not known may lie in the inbox, so it is
+    /// waited for.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] or [`Error::Unreadable`] when the log cannot be read.
+    /// [`Error::Unavailable`] or [`Error::Unreadable`] when the log cannot be read, [`Error::NotAdmitted`] when the inbox holds requests
+    /// for too long.
     pub async fn find(&self, name_or_id: &str) -> Result<Option<StatusEvent>, Error> {
         let parts = self.parts()?;
-        if let Some(name) = CallName::of_job(name_or_id)
-            && let Some(last) = parts.log.last(&name).await?
-            && (name_or_id == name.as_str() || had_attempt(&last.event, name_or_id))
-        {
-            return Ok(Some(last.event));
+        if let Some(event) = parts.find(name_or_id).await? {
+            return Ok(Some(event));
         }
-        let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
-        Ok(parts.log.last(&id.name()).await?.map(|last| last.event))
+        if CallId::parse(name_or_id).is_err() {
+            return Ok(None);
+        }
+        parts.all_admitted().await?;
+        parts.find(name_or_id).await
     }
 
     /// Calls, newest first.
@@ -212,6 +216,17 @@ fn had_attempt(event: &StatusEvent, job: &str) -> bool {
 }
 
 impl Parts {
+    async fn find(&self, name_or_id: &str) -> Result<Option<StatusEvent>, Error> {
+        if let Some(name) = CallName::of_job(name_or_id)
+            && let Some(last) = self.log.last(&name).await?
+            && (name_or_id == name.as_str() || had_attempt(&last.event, name_or_id))
+        {
+            return Ok(Some(last.event));
+        }
+        let Ok(id) = CallId::parse(name_or_id) else { return Ok(None) };
+        Ok(self.log.last(&id.name()).await?.map(|last| last.event))
+    }
+
     /// Reads records until there are [`PAGE_BYTES`] of them, and says which was the last one looked at. What has expired meanwhile, or
     /// cannot be decoded, is left out.
     async fn records(&self, found: &[(Key, u64)]) -> Result<(Vec<StatusEvent>, Option<Key>), Error> {

@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::request::DEFAULT_RETRY_DELAY;
 use super::spec::{CallSpec, SipSettings};
-use super::{OnUnknown, Outcome};
+use super::{OnUnknown, Outcome, Priority};
 
 /// The form of what is asked for.
 pub(super) fn form(spec: &CallSpec) -> Vec<u8> {
@@ -34,6 +34,7 @@ impl Serialize for Asked<'_> {
             on_unknown,
             post_delay,
             pre_delay,
+            priority,
             record,
             redial_on: _,
             repeat,
@@ -67,6 +68,7 @@ impl Serialize for Asked<'_> {
         given(&mut form, "on_unknown", &(*on_unknown != OnUnknown::Hold).then_some(on_unknown))?;
         form.serialize_entry("post_delay", post_delay)?;
         form.serialize_entry("pre_delay", pre_delay)?;
+        given(&mut form, "priority", &(*priority != Priority::Normal).then_some(priority))?;
         given(&mut form, "record", record)?;
         form.serialize_entry("redial_on", &redialled.collect::<Vec<_>>())?;
         form.serialize_entry("repeat", repeat)?;

@@ -23,8 +23,6 @@ pub enum Change {
         cluster: String,
         /// Where the Job will be.
         namespace: String,
-        /// The message that claims it.
-        queue_sequence: u64,
         /// When the attempt is over at the latest, whatever becomes of its cluster.
         ends_by: Timestamp,
     },

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Status, TraceParent};
+use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Priority, Status, TraceParent};
 
 /// One change of a call's state: what `sip.status` carries and the status log keeps. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +38,9 @@ pub struct StatusEvent {
     /// The batch that the caller named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
+    /// How urgent it is beside others that wait; absent: `normal`.
+    #[serde(default, skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
     /// The destination that is dialled; absent for a request that could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dest: Option<String>,
@@ -66,9 +69,13 @@ pub struct StatusEvent {
     /// When the first of the last attempts that did not count ended; absent after one that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub faults_since: Option<Timestamp>,
-    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`, and in `cancelled` when that ended the wait.
+    /// When the next attempt, or a call with `not_before`, is due; only in `scheduled`, in the `queued` that follows it, and in
+    /// `cancelled` or `expired` when that ended the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
+    /// About how many calls waited to be dialled when this one joined them, of any priority; only in `queued`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
     /// The caller's exit code, 0 to 255, where the attempt ended by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
@@ -89,9 +96,6 @@ pub struct StatusEvent {
     pub metadata: BTreeMap<String, String>,
     /// Hash of the request, passwords left out: the same id with another one is a conflict.
     pub fingerprint: Fingerprint,
-    /// Sequence in the queue's stream of the message that claimed the attempt: tells a redelivery from a double publish.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub queue_sequence: Option<u64>,
     /// How many attempts the call may take.
     pub max_attempts: u32,
     /// The outcomes after which it is dialled again while attempts are left; absent where there are none.
@@ -124,6 +128,7 @@ impl StatusEvent {
             name: call.name.clone(),
             namespace: namespace.to_owned(),
             batch: call.spec.batch.clone(),
+            priority: call.spec.priority,
             dest: Some(call.spec.dest.clone()),
             metadata: call.spec.metadata.clone(),
             not_before: call.spec.not_before,
@@ -154,6 +159,12 @@ impl StatusEvent {
     #[must_use]
     pub fn in_trace(self, traceparent: Option<TraceParent>) -> Self {
         Self { traceparent, ..self }
+    }
+
+    /// The same event of a call that joins so many others which wait.
+    #[must_use]
+    pub fn behind(self, waiting: u64) -> Self {
+        Self { waiting: Some(waiting), ..self }
     }
 
     /// The event that follows this one.
@@ -192,9 +203,10 @@ impl StatusEvent {
         self.status = to;
         self.revision += 1;
         self.time = now;
+        self.waiting = None;
         self.is_final = to.always_final() || matches!(&change, Change::Ended(ended) if !ended.redial);
-        // The record of a cancel must outlive the one before it, which is kept from then on.
-        self.due_at = self.due_at.filter(|_| to == Status::Cancelled);
+        // The record of a cancel must outlive the one before it, which is kept from then on. What was due goes before what is new.
+        self.due_at = self.due_at.filter(|_| matches!(to, Status::Queued | Status::Cancelled | Status::Expired));
         self.learn(change, now);
         Ok(self)
     }
@@ -203,13 +215,12 @@ impl StatusEvent {
         match change {
             Change::Queued | Change::Cancelling => {}
             Change::Scheduled { due_at } => self.due_at = Some(due_at),
-            Change::Pending { attempt, cluster, namespace, queue_sequence, ends_by } => {
+            Change::Pending { attempt, cluster, namespace, ends_by } => {
                 self.forget_attempt();
                 self.attempt = attempt;
                 self.job = Some(self.name.job(attempt));
                 self.cluster = Some(cluster);
                 self.namespace = namespace;
-                self.queue_sequence = Some(queue_sequence);
                 self.created_at = Some(now);
                 self.ends_by = Some(ends_by);
             }
@@ -271,6 +282,7 @@ impl StatusEvent {
             is_final: false,
             attempt: 0,
             batch: None,
+            priority: Priority::default(),
             dest: None,
             time: queued_at,
             queued_at,
@@ -282,6 +294,7 @@ impl StatusEvent {
             faults: 0,
             faults_since: None,
             due_at: None,
+            waiting: None,
             exit_code: None,
             outcome: None,
             sip_code: None,
@@ -289,7 +302,6 @@ impl StatusEvent {
             message: None,
             metadata: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
-            queue_sequence: None,
             max_attempts: 1,
             redial_on: Vec::new(),
             traceparent: None,

@@ -5,9 +5,11 @@
 
 mod canonical;
 pub mod change;
+pub mod cloud_event;
 pub mod event;
 pub mod id;
 pub mod outcome;
+pub mod priority;
 #[cfg(test)]
 mod properties;
 pub mod request;
@@ -20,6 +22,7 @@ pub use self::change::{Change, Ended};
 pub use self::event::StatusEvent;
 pub use self::id::{CallId, CallName, Fingerprint};
 pub use self::outcome::{Outcome, Verdict};
+pub use self::priority::Priority;
 pub use self::request::CallRequest;
 pub use self::spec::{CallSpec, OnUnknown};
 pub use self::status::{IllegalStep, Status};

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::validate::fields;
-use super::{OnUnknown, Outcome};
+use super::{OnUnknown, Outcome, Priority};
 
 /// Seconds to wait for an answer when a request does not say.
 pub const DEFAULT_TIMEOUT: u32 = 60;
@@ -177,6 +177,10 @@ pub struct CallRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("default" = "hold"))]
     pub on_unknown: Option<OnUnknown>,
+    /// How urgent the call is beside others that wait: `urgent` is dialled before `normal`, the default, and that before `bulk`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("default" = "normal"))]
+    pub priority: Option<Priority>,
     /// Name of an existing Secret with the SIP credentials (keys such as `SIP_PASSWORD`), in the namespace of the Jobs; replaces
     /// the operator's own for this call.
     #[serde(skip_serializing_if = "Option::is_none")]

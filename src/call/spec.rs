@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::request::{
     CallRequest, DEFAULT_MAX_ATTEMPTS, DEFAULT_REPEAT, DEFAULT_RETRY_DELAY, DEFAULT_TIMEOUT, Password,
 };
-use super::{Fingerprint, Outcome, canonical};
+use super::{Fingerprint, Outcome, Priority, canonical};
 
 /// Longest wait before another attempt, in seconds: a day, as for `retry_delay` itself.
 const MAX_RETRY_DELAY: u32 = 86_400;
@@ -71,6 +71,8 @@ pub struct CallSpec {
     pub redial_on: Option<Vec<Outcome>>,
     /// What follows an attempt whose end was lost.
     pub on_unknown: OnUnknown,
+    /// How urgent it is beside others that wait.
+    pub priority: Priority,
     /// Name of the Secret that replaces `SIP_SECRET_NAME` for this call.
     pub sip_secret: Option<String>,
 }
@@ -169,6 +171,7 @@ impl CallSpec {
             retry_delay: request.retry_delay,
             redial_on: request.redial_on,
             on_unknown: request.on_unknown.unwrap_or_default(),
+            priority: request.priority.unwrap_or_default(),
             sip_secret: request.sip_secret,
         })
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Accepted durably, waits in the queue.
+    /// Admitted, or due: waits in the queue.
     Queued,
     /// Waits for a moment: `not_before`, or the next attempt of a redial.
     Scheduled,
@@ -68,7 +68,7 @@ impl Status {
         match from {
             None => matches!(self, Queued | Scheduled | Pending | Expired | Rejected),
             Some(Queued) => matches!(self, Scheduled | Pending | Cancelled | Expired | Rejected),
-            Some(Scheduled) => matches!(self, Pending | Cancelled | Expired | Rejected),
+            Some(Scheduled) => matches!(self, Queued | Pending | Cancelled | Expired | Rejected),
             Some(Pending) => matches!(self, Running | Failed | Cancelling | Cancelled | Expired | Rejected),
             Some(Running) => matches!(self, Succeeded | Failed | Cancelling | Cancelled),
             Some(Cancelling) => matches!(self, Cancelled | Succeeded | Failed),

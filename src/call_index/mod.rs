@@ -21,7 +21,7 @@ pub use self::index::Key;
 use self::progress::Progress;
 pub use self::progress::{Behind, CatchUpError};
 pub use self::scan::active_calls_of;
-use crate::call::{CallName, Status};
+use crate::call::{CallName, Priority, Status};
 use crate::clock::now;
 
 /// How often expired calls are dropped from the index.
@@ -51,6 +51,9 @@ pub struct Brief {
     pub due_at: Option<Timestamp>,
     /// Its batch.
     pub batch: Option<String>,
+    /// Its priority.
+    #[serde(default)]
+    pub priority: Priority,
 }
 
 /// Which calls there are.
@@ -90,6 +93,17 @@ impl CallIndex {
     /// Whether there was no room for a call that has not ended: then only the log knows every call that can be cancelled.
     pub fn has_dropped_active_calls(&self) -> bool {
         self.read().has_dropped_active()
+    }
+
+    /// The batches of a priority that have calls in the queue which are new, with how many: at most so many batches, beginning with the
+    /// one after `last`. `None` stands for the calls without one.
+    pub fn queued_batches(
+        &self,
+        priority: Priority,
+        last: Option<&Option<String>>,
+        at_most: usize,
+    ) -> Vec<(Option<String>, usize)> {
+        self.read().queued_batches(priority, last, at_most)
     }
 
     /// Up to `limit` calls older than `before`, newest first, each with where the log has its last record.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::request_flags::RequestFlags;
 use crate::call::validate::Parsed;
-use crate::call::{Call, CallSpec, OnUnknown};
+use crate::call::{Call, CallSpec, OnUnknown, Priority};
 use crate::job::manifest::{build_unattended, secret};
 use crate::job::{JobDefaults, JobOrder};
 
@@ -50,6 +50,7 @@ pub fn operator_only(spec: &CallSpec) -> Vec<&'static str> {
         ("retry_delay", spec.retry_delay.is_some()),
         ("redial_on", spec.redial_on.is_some()),
         ("on_unknown", spec.on_unknown != OnUnknown::default()),
+        ("priority", spec.priority != Priority::default()),
         ("metadata", !spec.metadata.is_empty()),
     ]
     .into_iter()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,12 +13,14 @@ use tokio_util::task::TaskTracker;
 use super::cli::Effective;
 use super::listen::listen;
 use super::{banner, durability, nats_session, open_runner};
+use crate::admission::{Admission, Source};
 use crate::api::{self, Api};
 use crate::call::Status;
 use crate::call_index::{Brief, CallIndex};
 use crate::clock::now;
 use crate::config::{QueueArgs, Settings};
 use crate::dialler::{Dialler, Starts};
+use crate::feed::Feed;
 use crate::http::{self, HttpSettings};
 use crate::job::JobDefaults;
 use crate::job::advance::Patience;
@@ -27,8 +30,8 @@ use crate::nats::{Names, StreamSettings, streams};
 use crate::queue::control::{self, Pause};
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::rate_limit::RateLimit;
-use crate::queue::scheduled::{self, Timers};
-use crate::queue::{Delivery, InFlight, Inbox, Keeper, pull, undecodable};
+use crate::queue::scheduled::Timers;
+use crate::queue::{Delivery, InFlight, Inbox, Keeper, Waiting, Window, pull, undecodable};
 use crate::reconcile::Reconciler;
 use crate::status_log::StatusLog;
 use crate::{retry, schema, shutdown};
@@ -84,6 +87,9 @@ struct Engine {
     jetstream: jetstream::Context,
     streams: StreamSettings,
     keeper: Arc<Keeper>,
+    waiting: Waiting,
+    /// Says that something waits, or that the window has room.
+    feed_wanted: Arc<Notify>,
     dialler: Arc<Dialler>,
     handing_back: CancellationToken,
     background: JoinSet<()>,
@@ -108,6 +114,8 @@ impl Engine {
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
         let open = || streams::bucket(&jetstream, &streams);
         let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
+        let waiting = Waiting::open(jetstream.clone(), &streams.names).await?;
+        let feed_wanted = Arc::new(Notify::new());
         let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
         let patience = Patience { start_seconds: defaults.start_seconds, faults: fault_patience };
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
@@ -133,37 +141,42 @@ impl Engine {
             cluster,
             pause: Pause::default(),
             rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
+            on_settled: notifier(&feed_wanted),
             patience,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),
         });
-        let mut engine = Self { client, jetstream, streams, keeper, dialler, handing_back, background: JoinSet::new() };
+        let background = JoinSet::new();
+        let mut engine =
+            Self { client, jetstream, streams, keeper, waiting, feed_wanted, dialler, handing_back, background };
         engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
         engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
-        engine.follow(api, &settings.queue, closing);
-        engine.consume(closing);
+        let index = engine.follow(api, &settings.queue, closing);
+        engine.admit(index.clone(), closing);
+        engine.dial(index, settings.queue.calls_per_second, closing);
         tracing::info!(runner = runner.info().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 
     /// The index follows the log, the store follows the runner, and the ack waits of what is in progress are extended.
-    fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) {
+    fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) -> CallIndex {
         let dialler = &self.dialler;
         let index = CallIndex::new(settings.index_max_calls);
         api.open(api::Parts {
             client: self.client.clone(),
             log: dialler.log.clone(),
             inbox: Inbox::new(self.jetstream.clone(), &self.streams.names),
+            waiting: self.waiting.clone(),
             timers: dialler.timers.clone(),
             index: index.clone(),
             namespace: dialler.defaults.namespace.clone(),
         });
         let store = dialler.store.clone();
         let cluster = dialler.cluster.clone();
-        let on_change = move |brief: &Brief| tell(&store, &cluster, brief);
+        let on_change = move |brief: &Brief| note_change(&store, &cluster, brief);
         self.background.spawn(index.clone().follow(dialler.log.clone(), on_change));
-        self.background.spawn(index.sweep(settings.status_retention));
+        self.background.spawn(index.clone().sweep(settings.status_retention));
         let (listed, reconciler) = (api.clone(), dialler.reconciler.clone());
         self.background.spawn(job_watch::watch_runner(dialler.runner.clone(), dialler.store.clone(), move || {
             listed.set_runner_listed();
@@ -173,23 +186,46 @@ impl Engine {
         self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
         let (state, names, pause) = (api.clone(), self.streams.names.clone(), dialler.pause.clone());
         self.background.spawn(keep_queue_state(self.jetstream.clone(), names, state, pause, closing.clone()));
+        index
     }
 
-    /// Keeps the streams in order, moves timers that are due into the queue, and pulls from the queue, until `closing`.
-    fn consume(&mut self, closing: &CancellationToken) {
-        let names = self.streams.names.clone();
-        let inbox = Inbox::new(self.jetstream.clone(), &names);
+    /// Keeps the streams, and admits what arrives and what comes due, until `closing`.
+    fn admit(&mut self, index: CallIndex, closing: &CancellationToken) {
+        let (names, dialler) = (&self.streams.names, &self.dialler);
         let (keeper, stop) = (self.keeper.clone(), closing.clone());
         self.background.spawn(async move { keeper.run(stop).await });
-        let keeper = self.keeper.clone();
-        self.background.spawn(scheduled::move_due(self.jetstream.clone(), names, inbox, keeper, closing.clone()));
-        let dialler = self.dialler.clone();
+        let admission = Arc::new(Admission {
+            log: dialler.log.clone(),
+            waiting: self.waiting.clone(),
+            window: Window::new(self.jetstream.clone(), names),
+            timers: dialler.timers.clone(),
+            dead: dialler.dead.clone(),
+            due: names.due.clone(),
+            index,
+            namespace: dialler.defaults.namespace.clone(),
+            on_queued: notifier(&self.feed_wanted),
+        });
+        let sources = [(&names.calls_stream, &names.admission_consumer), (&names.schedule_stream, &names.due_consumer)];
+        for (stream, consumer) in sources {
+            let source = Source { stream: stream.clone(), consumer: consumer.clone() };
+            let (jetstream, keeper) = (self.jetstream.clone(), self.keeper.clone());
+            // Waited for at the end, as the calls in progress are.
+            dialler.tasks.spawn(admission.clone().run(jetstream, source, keeper, closing.clone()));
+        }
         let refuse = move |delivery: Delivery, problem: String| {
-            let dialler = dialler.clone();
-            async move { dialler.refuse_unreadable(&delivery, &problem).await }
+            let admission = admission.clone();
+            async move { admission.refuse_unreadable(&delivery, &problem).await }
         };
-        let (names, in_flight) = (self.streams.names.clone(), self.dialler.in_flight.clone());
-        self.background.spawn(undecodable::watch(self.jetstream.clone(), names, in_flight, closing.clone(), refuse));
+        self.background.spawn(undecodable::watch(self.jetstream.clone(), names.clone(), closing.clone(), refuse));
+    }
+
+    /// Feeds the window and dials what is in it, until `closing`.
+    fn dial(&mut self, index: CallIndex, calls_per_second: f64, closing: &CancellationToken) {
+        let window = Window::new(self.jetstream.clone(), &self.streams.names);
+        let pace = (calls_per_second > 0.0).then_some(calls_per_second);
+        let (waiting, pause, wanted) = (self.waiting.clone(), self.dialler.pause.clone(), self.feed_wanted.clone());
+        let feed = Feed::new(waiting, window, pause, index, pace, wanted);
+        self.background.spawn(feed.run(self.keeper.clone(), closing.clone()));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
         let pull = pull::pull(
             self.jetstream.clone(),
@@ -218,8 +254,13 @@ impl Engine {
     }
 }
 
+fn notifier(wanted: &Arc<Notify>) -> Box<dyn Fn() + Send + Sync> {
+    let wanted = wanted.clone();
+    Box::new(move || wanted.notify_one())
+}
+
 /// Whoever holds a call that is to be cancelled learns of it from the log.
-fn tell(store: &JobStore, cluster: &str, brief: &Brief) {
+fn note_change(store: &JobStore, cluster: &str, brief: &Brief) {
     let Brief { name, job, status, .. } = brief;
     let is_ours = brief.cluster.as_deref() == Some(cluster);
     let claimed = job.as_ref().filter(|_| is_ours && status.is_active());

@@ -18,20 +18,12 @@ const LAST_TRY: SignedDuration = SignedDuration::from_secs(30);
 
 /// The claim of an attempt. It is over when its Job is at the latest, which has the time to start, the longest conversation and
 /// the margin.
-pub(super) fn claim(
-    call: &Call,
-    attempt: u32,
-    asked: &Asked,
-    cluster: &str,
-    defaults: &JobDefaults,
-    now: Timestamp,
-) -> Change {
+pub(super) fn claim(call: &Call, attempt: u32, cluster: &str, defaults: &JobDefaults, now: Timestamp) -> Change {
     let deadline = SignedDuration::from_secs(job_deadline(&call.spec, defaults).into());
     Change::Pending {
         attempt,
         cluster: cluster.to_owned(),
         namespace: defaults.namespace.clone(),
-        queue_sequence: asked.sequence,
         ends_by: now.saturating_add(deadline + GRACE).unwrap_or(Timestamp::MAX),
     }
 }
@@ -79,13 +71,7 @@ mod tests {
     #[test]
     fn a_container_that_has_run_is_not_late_when_its_node_is_drained_and_another_pod_waits() {
         let queued = StatusEvent::sample(CallId::parse("a").expect("an id"), Fingerprint::of(b"request"), at(100), 1);
-        let claim = Change::Pending {
-            attempt: 1,
-            cluster: "c".into(),
-            namespace: "n".into(),
-            queue_sequence: 1,
-            ends_by: at(1000),
-        };
+        let claim = Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), ends_by: at(1000) };
         let pending = queued.next(claim, at(100)).expect("a legal step");
         let runs = pending.next(Change::Running { started_at: at(200) }, at(200)).expect("a legal step");
         let (waits, started) = (Observed::Waiting { reason: None }, Observed::Running { started_at: at(200) });

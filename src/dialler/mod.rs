@@ -1,4 +1,4 @@
-//! Processing one message: decode → identify → (decide → do one step) until it is settled.
+//! Processing one message of the window: (decide → do one step) until it is settled.
 //!
 //! Every step ends in the status log or begins with reading it, so a crash between any two of them leaves nothing but a
 //! message that is delivered again and a log that says what it means.
@@ -19,16 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::call::{Call, CallId, FieldError, Fingerprint, Refusal, StatusEvent, validate};
+use crate::call::Call;
 use crate::clock::now;
 use crate::job::JobDefaults;
 use crate::job::advance::Patience;
 use crate::job_watch::JobStore;
-use crate::nats::NatsErrorKind;
 use crate::queue::control::Pause;
 use crate::queue::dead_letters::DeadLetters;
+use crate::queue::decode::{Decoded, decode};
 use crate::queue::in_flight::Settlement;
-use crate::queue::inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT};
 use crate::queue::pull::PrefetchPermit;
 use crate::queue::rate_limit::RateLimit;
 use crate::queue::scheduled::Timers;
@@ -40,8 +39,6 @@ use crate::status_log::{Recorded, StatusLog};
 
 /// Job creations under way at once: where an API server is at its fastest, and small enough not to crowd out other clients.
 const STARTS_IN_FLIGHT: usize = 64;
-/// How much the clocks of two replicas may differ: a moment that one of them accepts must not be too far ahead for the other.
-const CLOCKS_DIFFER_BY: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
 /// Everything that is needed to process a message.
 pub struct Dialler {
@@ -67,6 +64,8 @@ pub struct Dialler {
     pub pause: Pause,
     /// Spaces the calls, where a rate is set.
     pub rate_limit: Option<RateLimit>,
+    /// Called when a call has left the window.
+    pub on_settled: Box<dyn Fn() + Send + Sync>,
     /// How long is waited for attempts.
     pub patience: Patience,
     /// Cancelled when the process is to end: messages are handed back.
@@ -99,112 +98,34 @@ impl Dialler {
     async fn process(&self, delivery: Delivery, permit: PrefetchPermit) {
         let message = delivery.message();
         let _released = self.in_flight.release_on_panic(message);
-        let settlement = match decode(&delivery) {
-            Ok(call) => {
+        let settlement = match decode(&delivery, now()) {
+            Ok(Decoded { call, .. }) => {
                 let asked = asked(&delivery, &call);
                 let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
                 Processing::new(self, call, asked, delivery, permit).run().instrument(span).await
             }
-            Err(unfit) => self.refuse(&delivery, unfit).await,
+            Err(unfit) => self.refuse(&delivery, &unfit.refusal.to_string()).await,
         };
         self.in_flight.settle(message, settlement).await;
+        (self.on_settled)();
     }
 
-    /// Refuses a message that was delivered and never arrived, since its headers cannot be read.
-    pub async fn refuse_unreadable(&self, delivery: &Delivery, problem: &str) {
-        let id = validate::parse(&delivery.payload, now()).ok().and_then(|parsed| parsed.id);
-        let message = format!("cannot be read: {problem}");
-        let errors = vec![FieldError { field: "headers".to_owned(), message }];
-        self.refuse(delivery, Unfit { id: id.clone(), refusal: Refusal::Invalid { id, errors } }).await;
-    }
-
-    /// Puts a message that cannot be a call aside and, where it has an id, records that it is rejected.
-    async fn refuse(&self, delivery: &Delivery, unfit: Unfit) -> Settlement {
-        let reason = unfit.refusal.to_string();
-        tracing::warn!(
-            sequence = delivery.sequence,
-            reason,
-            "a message is not a valid call request; it becomes a dead letter"
-        );
-        let put = || self.dead.put(delivery, &reason, now());
-        if retry::until_stopped(&self.closing, "put a dead letter aside", put).await.is_none() {
-            return Settlement::Nak(None);
-        }
-        if let Some(id) = unfit.id {
-            let fingerprint = Fingerprint::of(&delivery.payload);
-            let namespace = &self.defaults.namespace;
-            let event = StatusEvent::rejected(id, fingerprint, namespace, delivery.queued_at(), reason, now());
-            if self.append_first(event.in_trace(delivery.traceparent())).await.is_none() {
-                return Settlement::Nak(None);
-            }
-        }
-        Settlement::Ack
-    }
-
-    /// Appends the first event of a call; a call that has one already is left alone. `None` when the process is to end first.
-    async fn append_first(&self, event: StatusEvent) -> Option<()> {
-        retry::until_stopped(&self.closing, "append to the status log", || async {
-            match self.log.append(event.clone(), 0).await {
-                Err(error) if error.kind() != NatsErrorKind::Stale => Err(error),
-                _ => Ok(()),
-            }
-        })
-        .await
-    }
-}
-
-/// Why a message is not a call, and whose it is when that much is known.
-struct Unfit {
-    id: Option<CallId>,
-    refusal: Refusal,
-}
-
-/// Decode → validate → identify.
-fn decode(delivery: &Delivery) -> Result<Call, Unfit> {
-    // The clock of whoever accepted it may be ahead of this one.
-    match validate::parse(&delivery.payload, now() + CLOCKS_DIFFER_BY) {
-        Ok(parsed) => match identify(delivery, parsed.id) {
-            Ok(id) => Ok(Call::new(id, parsed.spec).in_trace(delivery.traceparent())),
-            Err(refusal) => Err(Unfit { id: None, refusal }),
-        },
-        Err(refusal) => {
-            let body_id = match &refusal {
-                Refusal::Invalid { id, .. } => id.clone(),
-                Refusal::Malformed(_) => None,
-            };
-            Err(Unfit { id: body_id.or_else(|| named(delivery).and_then(Result::ok)), refusal })
+    /// Admission lets nothing else through, so somebody else has published this to the window.
+    async fn refuse(&self, delivery: &Delivery, reason: &str) -> Settlement {
+        tracing::warn!(sequence = delivery.sequence, reason, "a message becomes a dead letter");
+        let put = || self.dead.put(delivery, reason, now());
+        match retry::until_stopped(&self.closing, "put a dead letter aside", put).await {
+            Some(()) => Settlement::Ack,
+            None => Settlement::Nak(None),
         }
     }
-}
-
-/// The id in the body, else the one in a header, else one made of what the queue knows of the message.
-fn identify(delivery: &Delivery, body_id: Option<CallId>) -> Result<CallId, Refusal> {
-    match body_id.map(Ok).or_else(|| named(delivery)) {
-        Some(named) => named,
-        None => Ok(CallId::of_message(delivery.sequence, delivery.published)),
-    }
-}
-
-/// The id that a header names.
-fn named(delivery: &Delivery) -> Option<Result<CallId, Refusal>> {
-    [HEADER_CALL_ID, "Nats-Msg-Id"].into_iter().find_map(|name| {
-        let text = delivery.header(name)?;
-        Some(CallId::parse(text).map_err(|error| Refusal::Invalid {
-            id: None,
-            errors: vec![FieldError { field: name.to_owned(), message: error.to_string() }],
-        }))
-    })
 }
 
 fn asked(delivery: &Delivery, call: &Call) -> Asked {
     Asked {
         attempt: delivery.attempt(),
-        sequence: delivery.sequence,
-        fingerprint: call.fingerprint.clone(),
-        accepted: delivery.header(HEADER_QUEUED_AT).is_some(),
-        fired_at: delivery.header(HEADER_DUE).and_then(|text| text.parse().ok()),
         deliveries: delivery.deliveries,
-        not_before: call.spec.not_before,
+        fingerprint: call.fingerprint.clone(),
         not_after: call.spec.not_after,
     }
 }

@@ -1,4 +1,4 @@
-//! When an attempt is dialled again that failed: pure, as [`super::decide`] is. Whether it is, is in [`crate::job::redial`].
+//! When an attempt is dialled again that failed: pure, as [`super::decide`] is. Whether it is, is in `job::redial`.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -71,7 +71,6 @@ mod tests {
             attempt: event.attempt + 1,
             cluster: "c".into(),
             namespace: "n".into(),
-            queue_sequence: 1,
             ends_by: at(NOW + 3600),
         };
         event.next(change, at(NOW)).expect("a legal step")

@@ -1,4 +1,4 @@
-//! Whatever a request and its headers say, its message is settled within few steps, and none waits in its place for long.
+//! Whatever a request and its headers say, it is admitted and its call ends within few steps, and none waits in its place for long.
 
 use std::collections::VecDeque;
 
@@ -8,10 +8,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::decide::{Step, decide};
-use super::{asked, decode, redial};
+use super::{asked, redial};
+use crate::admission::decide as admission;
 use crate::call::{Call, Change, Outcome, StatusEvent};
 use crate::job::advance::{Moments, lost};
 use crate::queue::Delivery;
+use crate::queue::decode::{HEADER_PRIORITY, decode};
 use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT};
 
 const NOW: i64 = 1_893_456_000;
@@ -37,6 +39,7 @@ fn header() -> impl Strategy<Value = (&'static str, String)> {
         (Just(HEADER_QUEUED_AT), prop_oneof![moment(), "[ -~]{0,9}"]),
         (Just(HEADER_DUE), prop_oneof![moment(), "[ -~]{0,9}"]),
         (Just(HEADER_CALL_ID), "[ab]?"),
+        (Just(HEADER_PRIORITY), prop_oneof![Just("urgent".to_owned()), "[a-z]?"]),
         (Just("Nats-Msg-Id"), "[ab]?"),
     ]
 }
@@ -73,11 +76,18 @@ struct World {
     now: Timestamp,
 }
 
-/// How the work on one delivery ends.
+/// What is done with a message of the window.
 enum Settled {
     Ack,
     Again,
     Timer(u32, Timestamp),
+}
+
+/// What is done with a request.
+enum Admitted {
+    Dial(u32),
+    Timer(u32, Timestamp),
+    Done,
 }
 
 impl World {
@@ -95,20 +105,38 @@ impl World {
         self.record(call, lost(&last, Outcome::Busy, Moments::unlimited(self.now), "busy"));
     }
 
+    /// Admits a request: the attempt that is in the window then, or the timer that is set.
+    fn admit(&mut self, call: &Call, fired: Option<(Timestamp, u32)>) -> Admitted {
+        let asked = admission::Asked {
+            fingerprint: call.fingerprint.clone(),
+            fired,
+            has_expired: false,
+            not_before: call.spec.not_before,
+            not_after: call.spec.not_after,
+        };
+        for _ in 0..STEPS {
+            match admission::decide(self.last.as_ref(), &asked, self.now) {
+                admission::Step::Record(change) => self.record(call, change),
+                admission::Step::Queue(attempt) | admission::Step::Dial(attempt) => return Admitted::Dial(attempt),
+                admission::Step::Schedule { attempt, due } => return Admitted::Timer(attempt, due),
+                admission::Step::Done | admission::Step::Conflict => return Admitted::Done,
+            }
+        }
+        panic!("the request is never admitted: {:?}", self.last);
+    }
+
     /// Works on one delivery as the dialler does, with a callee who is always busy.
     fn settle(&mut self, delivery: &Delivery, call: &Call) -> Settled {
         let asked = asked(delivery, call);
         for _ in 0..STEPS {
             match decide(self.last.as_ref(), &asked, "here", self.now) {
                 Step::RecordQueued => self.record(call, Change::Queued),
-                Step::Postpone(due_at) => self.record(call, Change::Scheduled { due_at }),
                 Step::Schedule { attempt, due } => return Settled::Timer(attempt, due),
                 Step::Expire => self.record(call, Change::Expired),
                 Step::Claim(attempt) => {
                     let (cluster, namespace) = ("here".to_owned(), "n".to_owned());
-                    let queue_sequence = asked.sequence;
                     let ends_by = self.now;
-                    self.record(call, Change::Pending { attempt, cluster, namespace, queue_sequence, ends_by });
+                    self.record(call, Change::Pending { attempt, cluster, namespace, ends_by });
                 }
                 // Its callee is busy; sometimes the process ends before that.
                 Step::Start if delivery.deliveries == 1 && delivery.sequence.is_multiple_of(2) => {
@@ -128,38 +156,56 @@ impl World {
     }
 }
 
-/// All messages in turn, one delivery each, so that each of them meets the call in any state; timers fire when nothing else is
+/// What is on its way: a request, a message of the window, or a timer.
+enum Message {
+    Request(Option<(Timestamp, u32)>),
+    Window(Delivery),
+}
+
+/// All requests of a call and what becomes of them in turn, so that each meets the call in any state; timers fire when nothing else is
 /// left to do, since they may be a year away.
-fn settle_all(messages: &[Delivery]) {
+fn settle_all(requests: &[Delivery]) {
     let mut world = World { last: None, now: at(NOW) };
-    let calls = messages.iter().filter_map(|message| Some((message, decode(message).ok()?)));
-    let mut queue: VecDeque<_> = calls
-        .enumerate()
-        .map(|(index, (message, call))| (delivery_again(message, index as u64 + 1, 1), call))
-        .collect();
-    let mut timers: Vec<(Timestamp, Delivery, Call)> = Vec::new();
-    for _ in 0..DELIVERIES * messages.len() {
-        let Some((delivery, call)) = queue.pop_front() else {
-            timers.sort_by_key(|(due, ..)| *due);
-            let Some((due, fired, call)) = (!timers.is_empty()).then(|| timers.remove(0)) else { return };
+    let calls = requests.iter().filter_map(|request| Some((request, decode(request, at(NOW)).ok()?.call)));
+    let calls: Vec<_> = calls.filter(|(_, call)| call.id.as_str() != "b").collect();
+    let mut queue: VecDeque<_> = (0..calls.len()).map(|call| (call, Message::Request(None))).collect();
+    let mut timers: Vec<(Timestamp, u32, usize)> = Vec::new();
+    for sequence in 1..=(DELIVERIES * requests.len()) as u64 {
+        let Some((which, message)) = queue.pop_front() else {
+            timers.sort_unstable();
+            let Some((due, attempt, which)) = (!timers.is_empty()).then(|| timers.remove(0)) else { return };
             world.now = world.now.max(due);
-            queue.push_back((fired, call));
+            queue.push_back((which, Message::Request(Some((due, attempt)))));
             continue;
         };
-        match world.settle(&delivery, &call) {
-            Settled::Ack => {}
-            Settled::Again => {
-                queue.push_back((delivery_again(&delivery, delivery.sequence, delivery.deliveries + 1), call));
-            }
-            Settled::Timer(attempt, due) => {
-                let mut fired = delivery_again(&delivery, delivery.sequence + 100, 1);
-                fired.headers.insert(HEADER_ATTEMPT, attempt.to_string().as_str());
-                fired.headers.insert(HEADER_DUE, due.to_string().as_str());
-                timers.push((due, fired, call));
-            }
+        let (request, call) = &calls[which];
+        match message {
+            Message::Request(fired) => match world.admit(call, fired) {
+                Admitted::Dial(attempt) => {
+                    let mut dialled = delivery_again(request, sequence, 1);
+                    dialled.headers.insert(HEADER_ATTEMPT, attempt.to_string().as_str());
+                    queue.push_back((which, Message::Window(dialled)));
+                }
+                Admitted::Timer(attempt, due) => set(&mut timers, (due, attempt, which)),
+                Admitted::Done => {}
+            },
+            Message::Window(delivery) => match world.settle(&delivery, call) {
+                Settled::Ack => {}
+                Settled::Again => {
+                    let again = delivery_again(&delivery, delivery.sequence, delivery.deliveries + 1);
+                    queue.push_back((which, Message::Window(again)));
+                }
+                Settled::Timer(attempt, due) => set(&mut timers, (due, attempt, which)),
+            },
         }
     }
     assert!(queue.is_empty() && timers.is_empty(), "{} messages are never settled: {:?}", queue.len(), world.last);
+}
+
+/// There is one timer for an attempt.
+fn set(timers: &mut Vec<(Timestamp, u32, usize)>, timer: (Timestamp, u32, usize)) {
+    timers.retain(|(_, attempt, _)| *attempt != timer.1);
+    timers.push(timer);
 }
 
 fn delivery_again(delivery: &Delivery, sequence: u64, deliveries: u64) -> Delivery {
@@ -176,11 +222,11 @@ fn delivery_again(delivery: &Delivery, sequence: u64, deliveries: u64) -> Delive
 
 proptest! {
     #[test]
-    fn whatever_a_request_and_its_headers_say_its_message_is_settled_within_few_steps(
+    fn whatever_a_request_and_its_headers_say_its_call_ends_within_few_steps(
         body in request(),
         headers in prop::collection::vec(prop::collection::vec(header(), 0..5), 1..4),
     ) {
-        let messages: Vec<Delivery> = headers.iter().map(|headers| delivery(&body, headers)).collect();
-        settle_all(&messages);
+        let requests: Vec<Delivery> = headers.iter().map(|headers| delivery(&body, headers)).collect();
+        settle_all(&requests);
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::HttpSettings;
 use super::body_budget::FREE_BYTES;
 use super::problem::{Kind, Problem};
+use crate::call::cloud_event::{self, Opened};
 use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallId, TraceParent};
 
@@ -35,6 +36,15 @@ pub(super) fn json_type(headers: &HeaderMap) -> Result<(), Problem> {
     }
     let detail = format!("`{essence}` is not accepted: send `Content-Type: application/json` (curl: `--json`)");
     Err(Problem::new(Kind::UnsupportedMediaType, detail))
+}
+
+/// Takes the request out of the CloudEvent that it may have come in.
+///
+/// # Errors
+/// 422 when it is an event without a request, or without an id.
+pub(super) fn open(headers: &HeaderMap, body: &Bytes) -> Result<Opened, Problem> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    Ok(cloud_event::open(text(header::CONTENT_TYPE.as_str()), text, body)?)
 }
 
 /// Reads a body. Never holds more than the limit, and beyond the first 16 KiB only what the budget of all bodies has

@@ -9,7 +9,7 @@ use serde::Serialize;
 use warp::reply::Response;
 
 use crate::api::{self, Readiness};
-use crate::call::{Outcome, Status, StatusEvent, TraceParent};
+use crate::call::{Outcome, Priority, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -75,6 +75,9 @@ pub struct Job<'a> {
     /// The batch that the caller named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<&'a str>,
+    /// How urgent it is beside others that wait; absent: `normal`.
+    #[serde(skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
     /// The destination that is dialled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dest: Option<&'a str>,
@@ -97,6 +100,9 @@ pub struct Job<'a> {
     /// When the next attempt, or a call with `not_before`, is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
+    /// About how many calls waited to be dialled when this one joined them, of any priority; only while it is `queued`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
     /// The caller's exit code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
@@ -117,9 +123,6 @@ pub struct Job<'a> {
     pub metadata: &'a BTreeMap<String, String>,
     /// Hash of the request, passwords left out.
     pub fingerprint: &'a str,
-    /// Sequence in the queue's stream of the message that claimed the attempt.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue_sequence: Option<u64>,
     /// The trace that the request belongs to (W3C Trace Context).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -144,6 +147,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             is_final,
             attempt,
             batch,
+            priority,
             dest,
             time,
             queued_at,
@@ -155,6 +159,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             faults,
             faults_since: _,
             due_at,
+            waiting,
             exit_code,
             outcome,
             sip_code,
@@ -162,7 +167,6 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             message,
             metadata,
             fingerprint,
-            queue_sequence,
             max_attempts,
             redial_on,
             traceparent,
@@ -183,6 +187,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             max_attempts: *max_attempts,
             redial_on,
             batch: batch.as_deref(),
+            priority: *priority,
             dest: dest.as_deref(),
             time: *time,
             queued_at: *queued_at,
@@ -191,6 +196,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             ends_by: *ends_by,
             faults: *faults,
             due_at: *due_at,
+            waiting: *waiting,
             exit_code: *exit_code,
             outcome: *outcome,
             sip_code: *sip_code,
@@ -198,7 +204,6 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             message: message.as_deref(),
             metadata,
             fingerprint: fingerprint.as_str(),
-            queue_sequence: *queue_sequence,
             traceparent: traceparent.as_ref().map(TraceParent::as_str),
         }
     }
@@ -257,7 +262,7 @@ mod tests {
             "cluster": "c", "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
             "started_at": "2026-07-01T10:00:02Z", "completed_at": "2026-07-01T10:00:03Z", "exit_code": 1,
             "outcome": "busy", "sip_code": 486, "reason": "r", "message": "m", "metadata": {"k": "v"},
-            "queue_sequence": 7, "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z",
+            "priority": "bulk", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z", "waiting": 3,
         }))
     }
 

@@ -10,6 +10,7 @@ use super::dto::{self, Accepted, Job, Ready};
 use super::problem::Problem;
 use super::{HttpSettings, body, metrics, query, same_origin};
 use crate::api::{Api, Error};
+use crate::call::cloud_event::Opened;
 use crate::call::validate;
 use crate::clock::now;
 
@@ -28,10 +29,12 @@ where
     body::json_type(headers)?;
     let key = body::idempotency_key(headers)?;
     let body = body::read(settings, headers, body).await?;
-    let parsed = validate::parse(&body, now())?;
-    // The id in the body identifies the call wherever else the request is sent, so it takes precedence.
+    let Opened { request, id: by_event } = body::open(headers, &body)?;
+    let mut parsed = validate::parse(&request, now())?;
+    // The id in the body identifies the call wherever else the request is sent, so it takes precedence; then that of an event.
+    parsed.id = parsed.id.or(by_event);
     let by_key = parsed.id.is_none() && key.is_some();
-    let accepted = api.submit(parsed, body, key, body::traceparent(headers)).await.map_err(|error| match error {
+    let accepted = api.submit(parsed, request, key, body::traceparent(headers)).await.map_err(|error| match error {
         Error::Conflict(key) if by_key => Problem::key_reused(&key),
         other => other.into(),
     })?;

@@ -198,7 +198,7 @@ impl From<api::Error> for Problem {
             api::Error::Full(_) => Self::new(Kind::QueueFull, &text),
             api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
             api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),
-            api::Error::Behind(_) => Self::new(Kind::IndexBehind, &text),
+            api::Error::Behind(_) | api::Error::NotAdmitted => Self::new(Kind::IndexBehind, &text),
             api::Error::Unavailable(_) => Self::new(Kind::QueueUnavailable, &text),
         }
     }

@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn pending() -> Change {
-        Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), queue_sequence: 1, ends_by: at(OVER) }
+        Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), ends_by: at(OVER) }
     }
 
     fn running() -> Change {
@@ -353,13 +353,7 @@ mod tests {
         let first = call(vec![pending(), running()]);
         let redialled = advance(&first, &ended(Ran::Yes, Some(1), 150), moments(IN_TIME)).pop().expect("it ended");
         let due = Change::Scheduled { due_at: at(IN_TIME) };
-        let claim = Change::Pending {
-            attempt: 2,
-            cluster: "c".into(),
-            namespace: "n".into(),
-            queue_sequence: 2,
-            ends_by: at(OVER),
-        };
+        let claim = Change::Pending { attempt: 2, cluster: "c".into(), namespace: "n".into(), ends_by: at(OVER) };
         let second = [redialled, due, claim, running()]
             .into_iter()
             .fold(first.clone(), |last, change| last.next(change, at(IN_TIME)).expect("a legal step"));

@@ -49,13 +49,7 @@ mod tests {
     }
 
     fn claim(attempt: u32) -> Change {
-        Change::Pending {
-            attempt,
-            cluster: "c".into(),
-            namespace: "n".into(),
-            queue_sequence: 1,
-            ends_by: at(NOW + 3600),
-        }
+        Change::Pending { attempt, cluster: "c".into(), namespace: "n".into(), ends_by: at(NOW + 3600) }
     }
 
     fn ended(outcome: Outcome) -> Change {

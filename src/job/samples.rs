@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use super::unconfigured::defaults;
 use crate::call::spec::{Announcement, SipSettings};
-use crate::call::{Call, CallId, CallSpec, Fingerprint, OnUnknown};
+use crate::call::{Call, CallId, CallSpec, Fingerprint, OnUnknown, Priority};
 
 /// The smallest valid request.
 pub(crate) fn spec() -> CallSpec {
@@ -36,6 +36,7 @@ pub(crate) fn spec() -> CallSpec {
         retry_delay: None,
         redial_on: None,
         on_unknown: OnUnknown::default(),
+        priority: Priority::default(),
         sip_secret: None,
     }
 }

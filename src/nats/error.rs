@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_nats::jetstream;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 
 use crate::error_chain::error_chain;
 
@@ -74,6 +75,11 @@ fn kind_of(error: &(dyn Error + 'static)) -> NatsErrorKind {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(answer) = error.downcast_ref::<jetstream::Error>() {
+            return kind_of_code(answer.error_code().0);
+        }
+        if let Some(consumer) = error.downcast_ref::<ConsumerError>()
+            && let ConsumerErrorKind::JetStream(answer) = consumer.kind()
+        {
             return kind_of_code(answer.error_code().0);
         }
         if let Some(publish) = error.downcast_ref::<jetstream::context::PublishError>()

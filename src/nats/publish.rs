@@ -7,6 +7,15 @@ use bytes::Bytes;
 
 use super::NatsError;
 
+/// What the server says of a message that it was given.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// Whether one with the same `Nats-Msg-Id` was there already, and this one is not stored.
+    pub is_duplicate: bool,
+}
+
 /// Publishes a message and returns its sequence once the stream has it.
 ///
 /// # Errors
@@ -17,14 +26,17 @@ pub async fn publish(
     headers: HeaderMap,
     payload: Bytes,
 ) -> Result<u64, NatsError> {
-    send(jetstream, subject, PublishMessage::build().payload(payload).headers(headers)).await
+    send(jetstream, subject, PublishMessage::build().payload(payload).headers(headers))
+        .await
+        .map(|stored| stored.sequence)
 }
 
 /// [`publish`] for a message that has more than headers, such as an expected sequence.
 ///
 /// # Errors
 /// As for [`publish`].
-pub async fn send(jetstream: &Context, subject: Subject, message: PublishMessage) -> Result<u64, NatsError> {
+pub async fn send(jetstream: &Context, subject: Subject, message: PublishMessage) -> Result<Stored, NatsError> {
     let ack = jetstream.send_publish(subject, message).await.map_err(NatsError::of)?;
-    ack.await.map(|ack| ack.sequence).map_err(NatsError::of)
+    let ack = ack.await.map_err(NatsError::of)?;
+    Ok(Stored { sequence: ack.sequence, is_duplicate: ack.duplicate })
 }

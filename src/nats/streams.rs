@@ -17,18 +17,36 @@ use crate::clock::now;
 
 /// How long the server waits for an acknowledgement or an in-progress sign before it delivers a message again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// The same for a request that is admitted, which takes milliseconds: so soon another replica admits what one that died had.
+const ADMISSION_ACK_WAIT: Duration = Duration::from_secs(10);
 /// Within this window the server drops a second publish with the same `Nats-Msg-Id`.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// Requests that are admitted at once, over all replicas.
+const MAX_ADMITTED_AT_ONCE: i64 = 4096;
+/// The consumer of the inbox in version 0.1.
+const FORMER_CONSUMER: &str = "dialler";
 /// How long dead letters are kept.
 const DEAD_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Names of subjects, streams and the consumer.
 #[derive(Debug, Clone)]
 pub struct Names {
-    /// `CALLS_STREAM`: the queue.
+    /// The inbox: requests that were not admitted yet.
     pub calls_stream: String,
-    /// `CALLS_SUBJECT`: where requests are published.
+    /// Where requests are published.
     pub calls: String,
+    /// The durable consumer of the inbox.
+    pub admission_consumer: String,
+    /// What waits to be dialled.
+    pub queue_stream: String,
+    /// Prefix of the subjects of what waits; [`crate::queue::waiting`] says what follows.
+    pub queue: String,
+    /// What is dialled now, or is next.
+    pub dial_stream: String,
+    /// Prefix of the subjects of what is dialled; [`crate::queue::window`] says what follows.
+    pub dial: String,
+    /// The durable consumer of what is dialled.
+    pub dial_consumer: String,
     /// The stream of the server's timers.
     pub schedule_stream: String,
     /// Prefix of the timers' subjects; never covered by a consumer.
@@ -43,8 +61,6 @@ pub struct Names {
     pub dead_stream: String,
     /// `DEAD_SUBJECT`.
     pub dead: String,
-    /// The durable consumer of the queue.
-    pub consumer: String,
     /// The durable consumer of the requests that came due.
     pub due_consumer: String,
     /// The bucket for what the replicas share beside calls.
@@ -56,6 +72,12 @@ impl Default for Names {
         Self {
             calls_stream: "SIP_CALLS".to_owned(),
             calls: "sip.calls".to_owned(),
+            admission_consumer: "admission".to_owned(),
+            queue_stream: "SIP_QUEUE".to_owned(),
+            queue: "sip.queue".to_owned(),
+            dial_stream: "SIP_DIAL".to_owned(),
+            dial: "sip.dial".to_owned(),
+            dial_consumer: "dialler".to_owned(),
             schedule_stream: "SIP_SCHEDULE".to_owned(),
             schedule: "sip.schedule".to_owned(),
             due: "sip.due".to_owned(),
@@ -63,7 +85,6 @@ impl Default for Names {
             status: "sip.status".to_owned(),
             dead_stream: "SIP_DEAD".to_owned(),
             dead: "sip.dead".to_owned(),
-            consumer: "dialler".to_owned(),
             due_consumer: "due".to_owned(),
             bucket: "SIP_OPERATOR".to_owned(),
         }
@@ -88,8 +109,12 @@ pub struct StreamSettings {
 /// The streams of the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamKind {
-    /// The queue.
+    /// The inbox.
     Calls,
+    /// What waits to be dialled.
+    Queue,
+    /// What is dialled.
+    Dial,
     /// The server's timers.
     Schedule,
     /// The status log.
@@ -102,11 +127,14 @@ pub enum StreamKind {
 
 impl StreamKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Calls, Self::Schedule, Self::Status, Self::Dead, Self::Bucket];
+    pub const ALL: [Self; 7] =
+        [Self::Calls, Self::Queue, Self::Dial, Self::Schedule, Self::Status, Self::Dead, Self::Bucket];
 
     fn name(self, names: &Names) -> String {
         match self {
             Self::Calls => names.calls_stream.clone(),
+            Self::Queue => names.queue_stream.clone(),
+            Self::Dial => names.dial_stream.clone(),
             Self::Schedule => names.schedule_stream.clone(),
             Self::Status => names.status_stream.clone(),
             Self::Dead => names.dead_stream.clone(),
@@ -118,6 +146,8 @@ impl StreamKind {
     fn wish(self, settings: &StreamSettings, present: Config) -> Config {
         match self {
             Self::Calls => calls(settings, present),
+            Self::Queue => queue(settings, present),
+            Self::Dial => dial(settings, present),
             Self::Schedule => schedule(settings, present),
             Self::Status => status(settings, present),
             Self::Dead => dead(settings, present),
@@ -130,7 +160,7 @@ impl StreamKind {
 /// one that started last decides, and the others must not change it back.
 const STARTED: &str = "sipstuff-operator.started";
 
-/// Makes all streams, the bucket and the consumers as the settings say, once, and returns the queue's consumer.
+/// Makes all streams, the bucket and the consumers as the settings say, once, and returns the consumer of what is dialled.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
@@ -197,7 +227,7 @@ pub async fn bucket(jetstream: &Context, settings: &StreamSettings) -> Result<kv
     jetstream.get_key_value(name).await.map_err(|error| NatsError::of(error).during(format!("open the bucket {name}")))
 }
 
-/// Makes sure that the consumers exist as they should, and returns the queue's. As [`ensure_stream`], it leaves alone what is.
+/// Makes sure that the consumers exist as they should, and returns that of what is dialled. As [`ensure_stream`], it leaves alone what is.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
@@ -209,8 +239,36 @@ pub async fn ensure_consumers(
     let names = &settings.names;
     ensure_consumer(jetstream, &names.schedule_stream, &names.due_consumer, started, |present| due(names, present))
         .await?;
-    ensure_consumer(jetstream, &names.calls_stream, &names.consumer, started, |present| dialler(settings, present))
+    ensure_consumer(jetstream, &names.calls_stream, &names.admission_consumer, started, |present| {
+        admission(names, present)
+    })
+    .await?;
+    ensure_consumer(jetstream, &names.dial_stream, &names.dial_consumer, started, |present| dialler(settings, present))
         .await
+}
+
+/// The consumer by which version 0.1 dialled from the inbox, if it is there. A work queue has one consumer, so it must go before what it
+/// has in flight can be admitted.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn former_consumer(jetstream: &Context, names: &Names) -> Result<Option<PullConsumer>, NatsError> {
+    match jetstream.get_consumer_from_stream::<pull::Config, _, _>(FORMER_CONSUMER, &names.calls_stream).await {
+        Ok(consumer) => Ok(Some(consumer)),
+        Err(error) if is_missing_consumer(&error) => Ok(None),
+        Err(error) => Err(NatsError::of(error)),
+    }
+}
+
+/// Removes it.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn remove_former_consumer(jetstream: &Context, names: &Names) -> Result<(), NatsError> {
+    match jetstream.delete_consumer_from_stream(FORMER_CONSUMER, &names.calls_stream).await {
+        Err(error) if !is_missing_consumer(&error) => Err(NatsError::of(error)),
+        _ => Ok(()),
+    }
 }
 
 async fn ensure_consumer(
@@ -247,15 +305,29 @@ fn is_missing_consumer(error: &ConsumerError) -> bool {
 fn dialler(settings: &StreamSettings, present: pull::Config) -> pull::Config {
     let names = &settings.names;
     pull::Config {
-        durable_name: Some(names.consumer.clone()),
+        durable_name: Some(names.dial_consumer.clone()),
         description: Some("one unacknowledged message is one call in progress".to_owned()),
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
-        filter_subject: names.calls.clone(),
+        filter_subject: format!("{}.>", names.dial),
         max_ack_pending: settings.max_active_calls,
         max_waiting: 512,
+        ..present
+    }
+}
+
+fn admission(names: &Names, present: pull::Config) -> pull::Config {
+    pull::Config {
+        durable_name: Some(names.admission_consumer.clone()),
+        description: Some("admits requests: each is recorded, and waits in the queue from then on".to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ADMISSION_ACK_WAIT,
+        max_deliver: -1,
+        filter_subject: names.calls.clone(),
+        max_ack_pending: MAX_ADMITTED_AT_ONCE,
         ..present
     }
 }
@@ -263,9 +335,10 @@ fn dialler(settings: &StreamSettings, present: pull::Config) -> pull::Config {
 fn due(names: &Names, present: pull::Config) -> pull::Config {
     pull::Config {
         durable_name: Some(names.due_consumer.clone()),
-        description: Some("moves what came due into the queue".to_owned()),
+        description: Some("admits what came due into the queue".to_owned()),
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
+        ack_wait: ADMISSION_ACK_WAIT,
         filter_subject: names.due.clone(),
         max_deliver: -1,
         ..present
@@ -276,13 +349,48 @@ fn calls(settings: &StreamSettings, present: Config) -> Config {
     let names = &settings.names;
     Config {
         name: names.calls_stream.clone(),
-        description: Some("call requests; a message stays until its call has ended".to_owned()),
+        description: Some("the inbox: call requests that were not admitted yet".to_owned()),
         subjects: vec![names.calls.clone()],
         retention: RetentionPolicy::WorkQueue,
         discard: DiscardPolicy::New,
         max_messages: settings.queue_max_messages,
         max_bytes: settings.queue_max_bytes,
         duplicate_window: DUPLICATE_WINDOW,
+        ..base(settings, present)
+    }
+}
+
+/// What waits has no consumer: whoever feeds the window reads the head of whatever should be next, and a batch that is cancelled is
+/// purged. A second message of an attempt is refused.
+fn queue(settings: &StreamSettings, present: Config) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.queue_stream.clone(),
+        description: Some("calls that wait to be dialled, by trunk, priority and batch".to_owned()),
+        subjects: vec![format!("{}.>", names.queue)],
+        retention: RetentionPolicy::Limits,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        max_messages: settings.queue_max_messages,
+        max_bytes: settings.queue_max_bytes,
+        ..base(settings, present)
+    }
+}
+
+/// As many messages as there may be active calls, and each stays until its call has ended. A second message of an attempt is refused.
+fn dial(settings: &StreamSettings, present: Config) -> Config {
+    let names = &settings.names;
+    Config {
+        name: names.dial_stream.clone(),
+        description: Some(
+            "calls in progress, and those that are next; a message stays until its call has ended".to_owned(),
+        ),
+        subjects: vec![format!("{}.>", names.dial)],
+        retention: RetentionPolicy::WorkQueue,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
         ..base(settings, present)
     }
 }

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::Window;
 use crate::clock::now;
 use crate::nats::{Names, NatsError, timestamp};
 use crate::retry::{self, Retry};
@@ -229,17 +230,18 @@ async fn restore(store: &Store, paused: &Paused) -> Result<(), NatsError> {
     Ok(())
 }
 
-/// Takes over a pause of the consumer on the server, as older versions set it, into the key, and then ends it there: a paused
-/// consumer also holds back the calls in progress that are to be taken over.
+/// Takes over a pause of a consumer on the server, as version 0.1 set it, into the key, and then ends it there: a paused consumer also
+/// holds back the calls in progress that are to be taken over.
 ///
 /// # Errors
 /// [`NatsError`].
-pub async fn adopt_consumer_pause(jetstream: &Context, names: &Names, store: &Store) -> Result<(), NatsError> {
-    let consumer = consumer(jetstream, names).await?;
+pub async fn adopt_consumer_pause(
+    jetstream: &Context,
+    stream: &str,
+    consumer: &PullConsumer,
+    store: &Store,
+) -> Result<(), NatsError> {
     let info = consumer.cached_info();
-    if !info.paused {
-        return Ok(());
-    }
     let lasts = |found: &Found| matches!(found, Found::Paused(paused) if paused.lasts(now()));
     if !lasts(&read(store).await?) {
         let until = info.config.pause_until.map(|moment| timestamp(moment.unix_timestamp_nanos()));
@@ -247,36 +249,36 @@ pub async fn adopt_consumer_pause(jetstream: &Context, names: &Names, store: &St
         pause(store, &Paused { until, by: None, reason, since: Some(now()) }).await?;
     }
     tracing::info!("the consumer was paused on the server; the pause is now the key `{KEY}` of the bucket");
-    let stream = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
-    stream.resume_consumer(&names.consumer).await.map(drop).map_err(NatsError::of)
+    let stream = jetstream.get_stream_no_info(stream).await.map_err(NatsError::of)?;
+    stream.resume_consumer(&info.name).await.map(drop).map_err(NatsError::of)
 }
 
 /// How the queue is right now, given how many calls are in progress and what [`Pause`] knows.
 ///
 /// # Errors
-/// [`NatsError`]; also when the queue was never made.
+/// [`NatsError`]; also when the streams were never made.
 pub async fn state(
     jetstream: &Context,
     names: &Names,
     in_progress: u64,
     paused: Option<Paused>,
 ) -> Result<QueueState, NatsError> {
-    let consumer = consumer(jetstream, names).await?;
-    let info = consumer.cached_info();
-    let in_flight = u64::try_from(info.num_ack_pending).unwrap_or(0);
+    let messages = async |stream: &str| {
+        let stream = jetstream.get_stream(stream).await.map_err(NatsError::of)?;
+        Ok::<_, NatsError>(stream.cached_info().state.messages)
+    };
+    let window = Window::new(jetstream.clone(), names);
+    let (inbox, waiting, window) =
+        tokio::try_join!(messages(&names.calls_stream), messages(&names.queue_stream), window.occupancy())?;
     Ok(QueueState {
-        // What is in flight and not in progress waits as well: for its turn, or for the end of a pause.
-        backlog: info.num_pending + in_flight.saturating_sub(in_progress),
+        // What is in the window and not in progress waits as well: for its turn, or for the end of a pause.
+        backlog: inbox + waiting + window.undelivered + window.in_flight.saturating_sub(in_progress),
         in_progress,
-        max_in_progress: info.config.max_ack_pending,
+        max_in_progress: i64::try_from(window.channels).unwrap_or(i64::MAX),
         paused: paused.is_some(),
         paused_until: paused.as_ref().and_then(|paused| paused.until),
         pause_reason: paused.and_then(|paused| paused.reason),
     })
-}
-
-async fn consumer(jetstream: &Context, names: &Names) -> Result<PullConsumer, NatsError> {
-    jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await.map_err(NatsError::of)
 }
 
 #[cfg(test)]

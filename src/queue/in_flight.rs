@@ -93,7 +93,7 @@ impl InFlight {
         let before = entries.len();
         entries.retain(|_, entry| entry.published >= made_at);
         let lost = before - entries.len();
-        tracing::warn!(lost, "the queue was lost and made again: calls in progress go on without their messages");
+        tracing::warn!(lost, "the window was lost and made again: calls in progress go on without their messages");
     }
 
     /// Whether a message is in flight here.

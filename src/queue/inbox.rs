@@ -1,29 +1,41 @@
-//! The inbox: publishing requests into it, and what one delivery of one of its messages says.
+//! The inbox: publishing requests into it, and what one delivery of a request says, wherever it is on its way.
 
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Context, Message};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
+use super::decode::HEADER_PRIORITY;
 use super::in_flight::MessageId;
 use crate::call::traceparent::HEADER_TRACEPARENT;
-use crate::call::{CallId, TraceParent};
-use crate::nats::publish::publish;
+use crate::call::{Call, CallId, Priority, TraceParent};
+use crate::nats::publish::send;
 use crate::nats::{Names, NatsError, timestamp};
 
 /// Header: the call's id, where the body does not name one. Survives the server's scheduler, which drops `Nats-Msg-Id`.
 pub const HEADER_CALL_ID: &str = "Sip-Call-Id";
 /// Header: which attempt a message asks for, from 1 (when absent).
 pub const HEADER_ATTEMPT: &str = "Sip-Attempt";
-/// Header: when the request first entered the queue, RFC 3339. Present when it was accepted by us, and on a redial.
+/// Header: when the request first entered the inbox, RFC 3339. Only what has been admitted has it.
 pub const HEADER_QUEUED_AT: &str = "Sip-Queued-At";
 /// Header: when a message that a timer fired was due, RFC 3339. Absent from any other.
 pub const HEADER_DUE: &str = "Sip-Due";
 
+/// Header: the `not_after` whose passing a timer says, RFC 3339. Absent from any other message.
+pub const HEADER_EXPIRY: &str = "Sip-Expiry";
+
 /// Highest attempt that a message may ask for: ten that count, and those that never ran, at most one in a few seconds for a day.
 pub const MAX_ATTEMPT: u32 = 100_000;
 
-/// What a request is published with.
+/// How often is looked whether the inbox has been admitted, while somebody waits for that.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What a request is published with once it has been admitted.
 #[derive(Debug, Clone, Copy)]
 pub struct Labels<'a> {
     /// The call's id.
@@ -32,17 +44,22 @@ pub struct Labels<'a> {
     pub attempt: u32,
     /// When the request first entered the queue.
     pub queued_at: Timestamp,
+    /// Its priority.
+    pub priority: Priority,
     /// The trace that it belongs to.
     pub traceparent: Option<&'a TraceParent>,
 }
 
 impl Labels<'_> {
     /// As headers of a message.
-    pub(super) fn headers(self) -> HeaderMap {
+    pub fn headers(self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(HEADER_CALL_ID, self.id.as_str());
         headers.insert(HEADER_ATTEMPT, self.attempt.to_string().as_str());
         headers.insert(HEADER_QUEUED_AT, self.queued_at.to_string().as_str());
+        if !self.priority.is_default() {
+            headers.insert(HEADER_PRIORITY, self.priority.as_str());
+        }
         if let Some(traceparent) = self.traceparent {
             headers.insert(HEADER_TRACEPARENT, traceparent.as_str());
         }
@@ -55,42 +72,60 @@ impl Labels<'_> {
 pub struct Inbox {
     jetstream: Context,
     subject: Subject,
+    stream: String,
+    consumer: String,
 }
 
 impl Inbox {
     /// Publishes to the subject of call requests.
     pub fn new(jetstream: Context, names: &Names) -> Self {
-        Self { jetstream, subject: names.calls.clone().into() }
+        let Names { calls, calls_stream, admission_consumer, .. } = names.clone();
+        Self { jetstream, subject: calls.into(), stream: calls_stream, consumer: admission_consumer }
     }
 
-    /// Puts a request into the queue and returns once the server has stored it.
+    /// Publishes a request and returns once the server has stored it. Within two minutes, a second one with the same id is not stored:
+    /// `false` then.
     ///
     /// # Errors
     /// [`NatsError`]; when NATS is unavailable, it may be stored all the same.
-    pub async fn publish(&self, labels: Labels<'_>, body: Bytes) -> Result<(), NatsError> {
-        self.send(labels.headers(), body).await
-    }
-
-    /// Puts a request that came due into the queue, as it was.
-    ///
-    /// # Errors
-    /// As for [`Self::publish`].
-    pub async fn forward(&self, delivery: &Delivery) -> Result<(), NatsError> {
+    pub async fn publish(&self, call: &Call, body: Bytes) -> Result<bool, NatsError> {
         let mut headers = HeaderMap::new();
-        for name in [HEADER_CALL_ID, HEADER_ATTEMPT, HEADER_QUEUED_AT, HEADER_DUE, HEADER_TRACEPARENT] {
-            if let Some(value) = delivery.header(name) {
-                headers.insert(name, value);
-            }
+        headers.insert(HEADER_CALL_ID, call.id.as_str());
+        headers.insert("Nats-Msg-Id", call.id.as_str());
+        if let Some(traceparent) = &call.traceparent {
+            headers.insert(HEADER_TRACEPARENT, traceparent.as_str());
         }
-        self.send(headers, delivery.payload.clone()).await
-    }
-
-    async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<(), NatsError> {
-        publish(&self.jetstream, self.subject.clone(), headers, body).await.map(drop)
+        let message = PublishMessage::build().payload(body).headers(headers);
+        send(&self.jetstream, self.subject.clone(), message).await.map(|stored| !stored.is_duplicate)
     }
 }
 
-/// One delivery of one message of the queue.
+impl Inbox {
+    /// Waits until everything that is in the inbox now has been admitted; false when that takes longer than `within`.
+    ///
+    /// # Errors
+    /// [`NatsError`].
+    pub async fn is_admitted(&self, within: Duration) -> Result<bool, NatsError> {
+        let stream = self.jetstream.get_stream(&self.stream).await.map_err(NatsError::of)?;
+        let last = stream.cached_info().state.last_sequence;
+        let deadline = Instant::now() + within;
+        loop {
+            let consumer = self.jetstream.get_consumer_from_stream(&self.consumer, &self.stream).await;
+            let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
+            let info = consumer.cached_info();
+            let is_idle = info.num_pending == 0 && info.num_ack_pending == 0;
+            if info.ack_floor.stream_sequence >= last || is_idle {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// One delivery of one message.
 pub struct Delivery {
     /// The request as it was published.
     pub payload: Bytes,

@@ -1,8 +1,9 @@
-//! The queue: what its messages mean, which of them are in flight here, and what waits beside it. It knows the subjects and
-//! headers; [`crate::nats`] knows how to talk to the server.
+//! What is on its way from a request to a call: the inbox, what waits, the window of what is dialled, timers and dead letters. Here are
+//! their subjects and headers; [`crate::nats`] knows how to talk to the server.
 
 pub mod control;
 pub mod dead_letters;
+pub mod decode;
 pub mod in_flight;
 pub mod inbox;
 pub mod keeper;
@@ -10,7 +11,11 @@ pub mod pull;
 pub mod rate_limit;
 pub mod scheduled;
 pub mod undecodable;
+pub mod waiting;
+pub mod window;
 
 pub use in_flight::InFlight;
 pub use inbox::{Delivery, Inbox};
 pub use keeper::Keeper;
+pub use waiting::Waiting;
+pub use window::Window;

@@ -1,4 +1,4 @@
-//! Pulling messages from the queue, no more than there are prefetch permits for: what lay here unattended would be delivered
+//! Pulling messages from the window, no more than there are prefetch permits for: what lay here unattended would be delivered
 //! again after the ack wait.
 
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub async fn pull(
     work: impl Fn(Delivery, PrefetchPermit),
 ) {
     let permits = Arc::new(Semaphore::new(prefetch(&settings)));
-    let mut retry = Retry::new("pull from the queue");
+    let mut retry = Retry::new("pull from the window");
     while !stop.is_cancelled() {
         let pulled = pull_until_error(&jetstream, &settings.names, &permits, &stop, &work).await;
         let Err(error) = pulled else { break };
@@ -99,7 +99,7 @@ struct Request {
 
 impl Request {
     async fn open(jetstream: &Context, names: &Names) -> Result<Self, NatsError> {
-        let consumer = jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await;
+        let consumer = jetstream.get_consumer_from_stream(&names.dial_consumer, &names.dial_stream).await;
         let consumer = consumer.map_err(NatsError::of)?;
         let inbox = Subject::from(jetstream.client().new_inbox());
         let messages = jetstream.client().subscribe(inbox.clone()).await.map_err(NatsError::of)?;
@@ -157,7 +157,7 @@ impl Request {
 
 fn refused(status: StatusCode, description: &str) -> NatsError {
     let cause = std::io::Error::other(format!("{status} {description}"));
-    NatsError::new(NatsErrorKind::Unavailable, cause).during("pull from the queue")
+    NatsError::new(NatsErrorKind::Unavailable, cause).during("pull from the window")
 }
 
 fn hand_on(

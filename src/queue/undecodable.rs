@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, InFlight};
+use super::Delivery;
 use crate::nats::{Names, NatsError, timestamp};
 use crate::retry::{self, Retry};
 
@@ -36,22 +36,17 @@ const HEADER_BLOCK: &str = "Sip-Original-Headers";
 
 /// Looks until `stop`; `put_aside` gets each message that cannot be decoded, with what is wrong with it, before it is removed from
 /// the queue.
-pub async fn watch<F, Done>(
-    jetstream: Context,
-    names: Names,
-    in_flight: InFlight,
-    stop: CancellationToken,
-    put_aside: F,
-) where
+pub async fn watch<F, Done>(jetstream: Context, names: Names, stop: CancellationToken, put_aside: F)
+where
     F: Fn(Delivery, String) -> Done,
-    Done: Future<Output = ()>,
+    Done: Future<Output = Result<(), NatsError>>,
 {
     let mut known = Known::default();
     let mut retry = Retry::new("look for messages that cannot be decoded");
     while !stop.is_cancelled() {
         retry::sleep(&stop, LOOK_EVERY).await;
         let looked = tokio::select! {
-            looked = look(&jetstream, &names, &in_flight, &mut known, &put_aside) => looked,
+            looked = look(&jetstream, &names, &mut known, &put_aside) => looked,
             () = stop.cancelled() => return,
         };
         match looked {
@@ -78,26 +73,22 @@ impl Known {
     }
 
     /// The first sequence in this range that is worth a request.
-    fn first_unknown(&self, mut range: RangeInclusive<u64>, in_flight: &InFlight) -> Option<u64> {
-        range.find(|sequence| !self.decodable.contains(sequence) && !in_flight.contains(*sequence))
+    fn first_unknown(&self, mut range: RangeInclusive<u64>) -> Option<u64> {
+        range.find(|sequence| !self.decodable.contains(sequence))
     }
 }
 
-/// While messages come again: looks at those that are delivered, not in flight here and not known, the oldest first, since one that
+/// While messages come again: looks at those that are delivered and not known, the oldest first, since one that
 /// cannot be decoded is never acknowledged. Each is read once, and so many at most.
-async fn look<F, Done>(
-    jetstream: &Context,
-    names: &Names,
-    in_flight: &InFlight,
-    known: &mut Known,
-    put_aside: &F,
-) -> Result<(), NatsError>
+async fn look<F, Done>(jetstream: &Context, names: &Names, known: &mut Known, put_aside: &F) -> Result<(), NatsError>
 where
     F: Fn(Delivery, String) -> Done,
-    Done: Future<Output = ()>,
+    Done: Future<Output = Result<(), NatsError>>,
 {
-    let consumer: PullConsumer =
-        jetstream.get_consumer_from_stream(&names.consumer, &names.calls_stream).await.map_err(NatsError::of)?;
+    let consumer: PullConsumer = jetstream
+        .get_consumer_from_stream(&names.admission_consumer, &names.calls_stream)
+        .await
+        .map_err(NatsError::of)?;
     let info = consumer.cached_info();
     let (acknowledged, last) = (info.ack_floor.stream_sequence, info.delivered.stream_sequence);
     known.begin(timestamp(info.created.unix_timestamp_nanos()), acknowledged);
@@ -106,14 +97,15 @@ where
     }
     let mut next = acknowledged + 1;
     for _ in 0..READS_PER_LOOK {
-        let Some(sequence) = known.first_unknown(next..=last, in_flight) else { break };
+        let Some(sequence) = known.first_unknown(next..=last) else { break };
         let Some(stored) = Stored::from(jetstream, names, sequence).await? else { break };
         next = stored.seq + 1;
         if stored.seq > last {
             break;
         }
-        if !in_flight.contains(stored.seq) && known.decodable.insert(stored.seq) {
+        if !known.decodable.contains(&stored.seq) {
             judge(jetstream, names, stored, put_aside).await?;
+            known.decodable.insert(next - 1);
         }
     }
     Ok(())
@@ -123,12 +115,12 @@ where
 async fn judge<F, Done>(jetstream: &Context, names: &Names, stored: Stored, put_aside: &F) -> Result<(), NatsError>
 where
     F: Fn(Delivery, String) -> Done,
-    Done: Future<Output = ()>,
+    Done: Future<Output = Result<(), NatsError>>,
 {
     let Err(problem) = stored.headers_can_be_read() else { return Ok(()) };
     let stream: Stream<()> = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
     let sequence = stored.seq;
-    put_aside(stored.into_delivery(), problem.to_owned()).await;
+    put_aside(stored.into_delivery(), problem.to_owned()).await?;
     if let Err(error) = stream.delete_message(sequence).await {
         tracing::debug!(%error, sequence, "another replica may have removed it");
     }

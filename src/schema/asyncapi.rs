@@ -7,6 +7,7 @@ use super::{info, received, sent};
 use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallRequest, StatusEvent};
 use crate::queue::dead_letters as dead;
+use crate::queue::decode::HEADER_PRIORITY;
 use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT};
 
 pub(super) fn document() -> Value {
@@ -89,8 +90,13 @@ fn call_request() -> Value {
         "headers": headers(&[
             ("Nats-Msg-Id", "The call's id, where the body has no `id`. The server drops a second message with it within the duplicate window."),
             (HEADER_CALL_ID, "The call's id, where the body has no `id`; goes before `Nats-Msg-Id`, and is kept by the server's scheduler. Set by the operator."),
-            (HEADER_ATTEMPT, "Which attempt the message asks for, from 1, which is the default. Set by the operator."),
-            (HEADER_QUEUED_AT, "When the request first entered the queue, RFC 3339. Set by the operator."),
+            (HEADER_PRIORITY, "The call's priority, `urgent`, `normal` or `bulk`, where the body does not name one."),
+            (HEADER_ATTEMPT, "Which attempt the message asks for, from 1. Set by the operator on its way through timers and queue; ignored on `sip.calls`."),
+            (HEADER_QUEUED_AT, "When the request first entered the inbox, RFC 3339. Set by the operator."),
+            ("ce-specversion", "`1.0`: the message is a CloudEvent in binary mode. (In structured mode its `content-type` is `application/cloudevents+json`, and the request is its data.)"),
+            ("ce-type", "What happened; required of a CloudEvent."),
+            ("ce-source", "With `ce-id`, the call's id where the body has no `id`; required of a CloudEvent."),
+            ("ce-id", "With `ce-source`, the call's id where the body has no `id`; required of a CloudEvent."),
             (HEADER_TRACEPARENT, "The trace that the request belongs to (W3C Trace Context): handed on to the status events, and to the caller as `TRACEPARENT`. An invalid one is ignored."),
         ]),
         "payload": {"$ref": "#/components/schemas/callRequest"},

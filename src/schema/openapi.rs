@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{info, received, sent};
 use crate::api::{BatchCancel, QueueState};
+use crate::call::cloud_event;
 use crate::call::validate::names;
 use crate::call::{CallRequest, Status};
 use crate::http::{Accepted, Job};
@@ -176,12 +177,33 @@ fn submit() -> Value {
         }],
         "requestBody": {
             "required": true,
-            "content": {"application/json": {
-                "schema": component("CallRequest"),
-                "examples": {"smallest": {"value": {"dest": "+4930123456", "text": "Hello"}}},
-            }},
+            "content": {
+                "application/json": {
+                    "schema": component("CallRequest"),
+                    "examples": {"smallest": {"value": {"dest": "+4930123456", "text": "Hello"}}},
+                },
+                cloud_event::STRUCTURED: {"schema": cloud_event()},
+            },
         },
         "responses": responses("202", accepted, &["400", "403", "408", "409", "411", "413", "415", "422", "500", "503"]),
+    })
+}
+
+/// A CloudEvent in structured mode; in binary mode its attributes are headers, `ce-…`.
+fn cloud_event() -> Value {
+    let text = |description: &str| json!({"type": "string", "minLength": 1, "maxLength": 60, "pattern": "^[!-~]+$", "description": description});
+    json!({
+        "type": "object",
+        "description": "A CloudEvent 1.0 whose data is the request. Source and id name the call where the request has no `id`.",
+        "required": ["specversion", "type", "source", "id", "data"],
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "type": text("What happened."),
+            "source": text("Where it happened."),
+            "id": text("Which event of the source it is."),
+            "datacontenttype": {"const": "application/json"},
+            "data": component("CallRequest"),
+        },
     })
 }
 

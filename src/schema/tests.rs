@@ -83,7 +83,6 @@ fn every_event_of_a_call_is_valid() {
         attempt: 1,
         cluster: "c".to_owned(),
         namespace: "n".to_owned(),
-        queue_sequence: 1,
         ends_by: jiff::Timestamp::UNIX_EPOCH,
     };
     let mut event = StatusEvent::first(&call, "n", now, Change::Queued, now).unwrap();

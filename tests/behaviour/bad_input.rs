@@ -304,20 +304,3 @@ async fn hundreds_of_random_messages_do_not_stop_the_queue() {
     })
     .await;
 }
-
-/// Looking for undecodable messages must not cost more the more calls are in progress.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_flight_here_is_not_read_to_look_for_messages_that_cannot_be_decoded() {
-    let setup = Setup::local(25.0).await;
-    let operator = setup.operator().await;
-    let running = setup.run_calls("running", 20).await;
-    assert_eq!(setup.command(&["pause"]).await.code, Some(0));
-    setup.publish(&[], request_of("handed-back").to_string()).await;
-    eventually("a message comes again", PATIENCE, async || setup.redelivered().await > 0).await;
-    let reads = setup.client.subscribe("$JS.API.STREAM.MSG.GET.SIP_CALLS").await.unwrap();
-    let reads = reads.take_until(tokio::time::sleep(Duration::from_secs(12))).count().await;
-    assert!(reads <= 1, "{reads} messages were read within one look");
-    assert!(setup.command(&["resume"]).await.code == Some(0));
-    setup.all_end_once(&running).await;
-    drop(operator);
-}

@@ -79,10 +79,10 @@ async fn a_claim_without_a_job_is_ended_by_its_own_cluster_while_another_has_the
     drop(own);
 }
 
-/// A message of the queue, once one is not in flight any more.
+/// A message of the window, once one is not in flight any more.
 async fn handed_back(setup: &Setup) -> Message {
     eventually_some("a message is handed back", PATIENCE, async || {
-        let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
+        let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_DIAL").await.ok()?;
         queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok()
     })
     .await

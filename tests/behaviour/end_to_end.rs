@@ -47,7 +47,7 @@ async fn a_message_is_in_flight_while_its_call_runs() {
     let operator = setup.operator().await;
     accepted(&operator, &order()).await;
     setup.becomes(ID, Status::Running).await;
-    assert_eq!((setup.in_flight().await, messages_in(&setup.js, "SIP_CALLS").await), (1, 1));
+    assert_eq!((setup.in_flight().await, messages_in(&setup.js, "SIP_DIAL").await), (1, 1));
     assert_eq!(get_json(operator.base(), &format!("/jobs/{}", name_of(ID))).await.json["status"], "running");
 }
 
@@ -112,13 +112,13 @@ async fn a_request_becomes_one_job_with_the_callers_command_and_environment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_by_nats_is_first_heard_of_when_it_is_dialled() {
+async fn a_request_by_nats_is_heard_of_from_its_admission_on() {
     let setup = Setup::kubernetes(0.3).await;
     let _operator = setup.operator().await;
     setup.publish(&[], request_of("by-nats").to_string()).await;
     setup.events.final_of("by-nats", PATIENCE).await;
     use Status::*;
-    assert_eq!(setup.events.statuses_of("by-nats"), [Pending, Running, Succeeded]);
+    assert_eq!(setup.events.statuses_of("by-nats"), [Queued, Pending, Running, Succeeded]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn a_busy_callee_is_reported_with_the_sip_code() {
 
     let end = setup.events.final_of("busy", PATIENCE).await;
     use Status::*;
-    assert_eq!(setup.events.statuses_of("busy"), [Pending, Running, Failed]);
+    assert_eq!(setup.events.statuses_of("busy"), [Queued, Pending, Running, Failed]);
     assert_eq!((end.outcome, end.sip_code, end.exit_code), (Some(Outcome::Busy), Some(486), Some(1)));
     assert!(end.message.is_some_and(|message| message.contains("Busy Here")));
     let shown = get_json(operator.base(), "/jobs/busy").await.json;

@@ -5,7 +5,9 @@ use serde_json::json;
 use sipstuff_operator::call::Status;
 
 use crate::support::http::Reply;
-use crate::support::{Operator, PATIENCE, Setup, get_json, post_call, request, request_of, with};
+use crate::support::{
+    Operator, PATIENCE, Setup, accepted, delete, eventually_some, get_json, post_call, request, request_of, with,
+};
 
 /// An operator with a queue for three messages that dials one call at a time.
 async fn operator_with_a_short_queue(setup: &Setup) -> Operator {
@@ -49,7 +51,7 @@ async fn a_full_queue_forgets_nothing_that_it_accepted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_with_an_id_is_accepted_only_with_its_record() {
+async fn a_call_that_cannot_be_recorded_yet_is_cancelled_with_its_batch_or_the_answer_is_to_try_again() {
     let setup = Setup::local(0.1).await;
     let operator = setup.operator().await;
     let mut log = setup.js.get_stream("SIP_STATUS").await.unwrap();
@@ -59,10 +61,16 @@ async fn a_call_with_an_id_is_accepted_only_with_its_record() {
     // As an operator that starts later would set it, so that this one leaves it.
     full.metadata.insert("sipstuff-operator.started".to_owned(), "2200-01-01T00:00:00Z".to_owned());
     setup.js.update_stream(full).await.unwrap();
-    let refused = post_call(operator.base(), &request_of("known")).await;
+    accepted(&operator, &with(request_of("march-1"), json!({"batch": "march"}))).await;
+    let refused = delete(operator.base(), "/jobs?batch=march").await;
     assert_eq!(refused.status, 503, "{refused:?}");
     setup.js.update_stream(settings).await.unwrap();
-    assert_eq!(post_call(operator.base(), &request_of("known")).await.status, 202);
-    assert_eq!(setup.end_of("known").await.status, Status::Succeeded);
-    assert_eq!(setup.calls_with("known"), 1);
+    let cancelled = eventually_some("the batch is cancelled", PATIENCE, async || {
+        let reply = delete(operator.base(), "/jobs?batch=march").await;
+        (reply.status == 202).then_some(reply.json)
+    })
+    .await;
+    // Unless it was dialled before that.
+    let ended = cancelled["cancelled"].as_u64().unwrap() + cancelled["cancelling"].as_u64().unwrap();
+    assert_eq!(ended + cancelled["ended"].as_u64().unwrap(), 1, "{cancelled}");
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use sipstuff_operator::call::{Status, StatusEvent};
+use sipstuff_operator::call::{Priority, Status, StatusEvent};
 
 use crate::support::http::{http_client, send};
 use crate::support::process::Scratch;
@@ -158,6 +158,17 @@ async fn every_documented_header_of_a_request_is_understood() {
                 setup.publish(&[(&header, before)], request("waited", json!({}))).await;
                 assert_eq!(setup.end_of("waited").await.queued_at.to_string(), before);
             }
+            "Sip-Priority" => {
+                setup.publish(&[(&header, "bulk")], request("by-priority", json!({}))).await;
+                assert_eq!(setup.end_of("by-priority").await.priority, Priority::Bulk);
+            }
+            "ce-id" => {
+                let event = [("ce-specversion", "1.0"), ("ce-type", "t"), ("ce-source", "/shop"), ("ce-id", "42")];
+                setup.publish(&event, nameless.clone()).await;
+                assert_eq!(setup.end_of("/shop 42").await.status, Status::Succeeded);
+            }
+            // Together with the one above.
+            "ce-specversion" | "ce-type" | "ce-source" => {}
             "traceparent" => {
                 setup.publish(&[(&header, &trace(9))], request("traced", json!({}))).await;
                 let traceparent = setup.end_of("traced").await.traceparent;

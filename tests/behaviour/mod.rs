@@ -1,8 +1,10 @@
 //! What the operator does for those who use it, one file per behaviour, each against a real nats-server.
 
+mod admission;
 mod bad_input;
 mod call_index;
 mod cancel;
+mod cloud_events;
 mod clusters;
 mod commands;
 mod dead_letters;
@@ -15,6 +17,7 @@ mod http;
 mod idempotency;
 mod logging;
 mod pause;
+mod priority;
 mod rate_limit;
 mod redial;
 mod schedule;

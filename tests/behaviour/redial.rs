@@ -33,8 +33,8 @@ async fn every_attempt_is_reported_and_only_the_last_is_final() {
 
     setup.events.final_of("busy", PATIENCE).await;
     use Status::*;
-    let attempt = [Pending, Running, Failed, Scheduled];
-    let expected = [&[Queued][..], &attempt, &attempt, &attempt[..3]].concat();
+    let attempt = [Queued, Pending, Running, Failed, Scheduled];
+    let expected = [&attempt, &attempt, &attempt[..4]].concat();
     assert_eq!(setup.events.statuses_of("busy"), expected);
     let finals = setup.events.events_of("busy").iter().filter(|event| event.is_final).count();
     assert_eq!(finals, 1, "only the last attempt is the end of the call");

@@ -12,7 +12,7 @@ use serde_json::json;
 use sipstuff_operator::call::Status;
 
 use crate::support::status::messages_in;
-use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, name_of, request_of, with};
+use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, in_seconds, name_of, request_of, with};
 
 /// Long enough for the next step of a call to show, were the operator not held.
 const A_STEP: Duration = Duration::from_millis(500);
@@ -52,7 +52,7 @@ impl Point {
         assert_eq!(setup.state(id).await.map(|event| event.status), Some(status), "{self:?}");
         assert_eq!(setup.jobs().await.len(), jobs, "{self:?}");
         // Not acknowledged, not even after the final record.
-        assert_eq!((messages_in(&setup.js, "SIP_CALLS").await, setup.in_flight().await), (1, 1), "{self:?}");
+        assert_eq!((messages_in(&setup.js, "SIP_DIAL").await, setup.in_flight().await), (1, 1), "{self:?}");
     }
 }
 
@@ -78,6 +78,52 @@ async fn killed_at_any_point_it_carries_on_with_the_same_job_in_a_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_it_carries_on_with_the_same_process_on_this_machine() {
     join_all(POINTS.map(async |point| killed_at(point, Setup::local(8.0).await).await)).await;
+}
+
+/// The steps before a call is dialled: of a request, and of what comes due.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_step_of_admission_and_feed_it_admits_and_dials_once() {
+    let points = ["admission-recorded", "admission-placed", "feed-offered"];
+    let waits = [None, Some(4)];
+    join_all(points.into_iter().flat_map(|point| waits.map(|wait| killed_before_it_dials(point, wait)))).await;
+}
+
+async fn killed_before_it_dials(point: &str, seconds: Option<i64>) {
+    let setup = Setup::local(0.3).await;
+    let failpoint = format!("{point}=pause");
+    let mut operator = Operator::start(setup.options().failpoints(&failpoint)).await;
+    let body = match seconds {
+        None => request_of("a"),
+        Some(seconds) => {
+            with(request_of("a"), json!({"not_before": in_seconds(seconds), "not_after": in_seconds(600)}))
+        }
+    };
+    setup.publish(&[], body.to_string()).await;
+    match point {
+        "admission-recorded" => {
+            let held = if seconds.is_some() { Status::Scheduled } else { Status::Queued };
+            setup.becomes("a", held).await;
+            tokio::time::sleep(A_STEP).await;
+            assert_eq!(setup.statuses("a").await, [held], "{point} holds it");
+        }
+        "admission-placed" => {
+            // It may be dialled by now, and its request is not acknowledged.
+            setup.becomes("a", Status::Queued).await;
+            tokio::time::sleep(A_STEP).await;
+            let source = if seconds.is_some() { "SIP_SCHEDULE" } else { "SIP_CALLS" };
+            assert!(messages_in(&setup.js, source).await > 0, "{point} holds it");
+        }
+        _ => {
+            let both = async || [messages_in(&setup.js, "SIP_QUEUE").await, messages_in(&setup.js, "SIP_DIAL").await];
+            eventually("it is in the window and in the queue", PATIENCE, async || both().await == [1, 1]).await;
+        }
+    }
+    operator.kill9();
+
+    let _operator = setup.operator().await;
+    assert_eq!(setup.end_of("a").await.status, Status::Succeeded, "{point}");
+    assert_eq!(setup.calls_with("a"), 1, "{point}");
+    setup.queue_empties().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -156,7 +156,9 @@ impl Disturbed {
             assert_eq!(last.status, Status::Cancelled, "{number}");
         }
         self.command(&["resume"]).await;
-        eventually("the queue is empty", PATIENCE, async || queue_is_empty(&js, "SIP_CALLS").await).await;
+        for stream in ["SIP_CALLS", "SIP_QUEUE", "SIP_DIAL"] {
+            eventually(format!("{stream} is empty"), PATIENCE, async || queue_is_empty(&js, stream).await).await;
+        }
         assert!(!self.folder.join("calls").exists(), "a cancelled call was dialled");
     }
 }

@@ -21,13 +21,16 @@ enum Lost {
     Consumer(&'static str, &'static str),
 }
 
-const ALL: [Lost; 7] = [
+const ALL: [Lost; 10] = [
     Lost::Stream("SIP_CALLS"),
+    Lost::Stream("SIP_QUEUE"),
+    Lost::Stream("SIP_DIAL"),
     Lost::Stream("SIP_SCHEDULE"),
     Lost::Stream("SIP_STATUS"),
     Lost::Stream("SIP_DEAD"),
     Lost::Stream("KV_SIP_OPERATOR"),
-    Lost::Consumer("SIP_CALLS", "dialler"),
+    Lost::Consumer("SIP_CALLS", "admission"),
+    Lost::Consumer("SIP_DIAL", "dialler"),
     Lost::Consumer("SIP_SCHEDULE", "due"),
 ];
 
@@ -108,21 +111,21 @@ async fn whatever_is_deleted_is_made_again_and_calls_go_on() {
     operator.ready().await;
 }
 
-/// A queue that was made again counts from 1, so its messages have the numbers of those that were lost with calls in progress.
+/// A window that was made again counts from 1, so its messages have the numbers of those that were lost with calls in progress.
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_of_a_lost_queue_settle_no_message_of_the_new_one() {
+async fn calls_of_a_lost_window_settle_no_message_of_the_new_one() {
     let setup = Setup::local(8.0).await;
     let _first = setup.operator().await;
     let old = setup.run_calls("old", 8).await;
-    setup.js.delete_stream("SIP_CALLS").await.unwrap();
-    eventually("the queue is there again", PATIENCE, async || setup.js.get_stream("SIP_CALLS").await.is_ok()).await;
+    setup.js.delete_stream("SIP_DIAL").await.unwrap();
+    eventually("the queue is there again", PATIENCE, async || setup.js.get_stream("SIP_DIAL").await.is_ok()).await;
     // Half of the new messages are in flight elsewhere when the calls with their numbers end.
     let _second = Operator::start(setup.options_of_machine("other")).await;
     let new = setup.run_calls("new", 8).await;
     for id in &old {
         assert_eq!(setup.end_of(id).await.status, Status::Succeeded);
     }
-    let messages = messages_in(&setup.js, "SIP_CALLS").await;
+    let messages = messages_in(&setup.js, "SIP_DIAL").await;
     let mut in_progress = 0;
     for id in &new {
         in_progress += u64::from(setup.state(id).await.is_some_and(|state| !state.is_final));
@@ -139,10 +142,11 @@ async fn settings_that_somebody_changes_are_set_again() {
     let mut changed = queue.cached_info().config.clone();
     changed.max_messages = 5;
     setup.js.update_stream(changed).await.unwrap();
-    let mut consumer: async_nats::jetstream::consumer::PullConsumer = queue.get_consumer("dialler").await.unwrap();
+    let window = setup.js.get_stream("SIP_DIAL").await.unwrap();
+    let mut consumer: async_nats::jetstream::consumer::PullConsumer = window.get_consumer("dialler").await.unwrap();
     let mut changed = consumer.info().await.unwrap().config.clone();
     changed.max_ack_pending = 1;
-    queue.update_consumer(changed).await.unwrap();
+    window.update_consumer(changed).await.unwrap();
     eventually("the settings are as before", PATIENCE, async || {
         let stream = setup.js.get_stream("SIP_CALLS").await.unwrap();
         let active = consumer.info().await.unwrap().config.max_ack_pending;
@@ -175,7 +179,8 @@ async fn a_stream_is_updated_only_where_it_differs_and_keeps_what_somebody_else_
     drop(Operator::start(setup.options().env("QUEUE_MAX_MESSAGES", 1234)).await);
     let seen =
         updates.take_until(tokio::time::sleep(Duration::from_secs(1))).map(|message| message.subject.to_string());
-    assert_eq!(seen.collect::<Vec<_>>().await, ["$JS.EVENT.ADVISORY.STREAM.UPDATED.SIP_CALLS"]);
+    let updated = ["SIP_CALLS", "SIP_QUEUE"].map(|stream| format!("$JS.EVENT.ADVISORY.STREAM.UPDATED.{stream}"));
+    assert_eq!(seen.collect::<Vec<_>>().await, updated);
     assert_eq!(setup.js.get_stream("SIP_STATUS").await.unwrap().cached_info().config, chosen);
     assert_eq!(setup.js.get_stream("SIP_CALLS").await.unwrap().cached_info().config.max_messages, 1234);
 }

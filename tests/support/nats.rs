@@ -71,9 +71,18 @@ impl NatsServer {
     /// When it does not run.
     pub fn monitoring_url(&self) -> String {
         let pid = self.pid().expect("it runs");
-        let ports = std::fs::read(self.folder.join(format!("nats-server_{pid}.ports"))).expect("its file of ports");
-        let ports: serde_json::Value = serde_json::from_slice(&ports).expect("JSON");
-        ports["monitoring"][0].as_str().expect("an address").to_owned()
+        let file = self.folder.join(format!("nats-server_{pid}.ports"));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // The server may be about to write it.
+        loop {
+            let ports =
+                std::fs::read(&file).ok().and_then(|ports| serde_json::from_slice::<serde_json::Value>(&ports).ok());
+            match ports.as_ref().and_then(|ports| ports["monitoring"][0].as_str()) {
+                Some(address) => return address.to_owned(),
+                None => assert!(Instant::now() < deadline, "{} has no address", file.display()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Its port, the same after a restart.

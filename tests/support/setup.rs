@@ -224,11 +224,12 @@ impl Setup {
 
     /// Waits until every message is acknowledged, and no timer is left.
     pub async fn queue_empties(&self) {
-        eventually("the queue is empty", PATIENCE, async || queue_is_empty(&self.js, "SIP_CALLS").await).await;
-        eventually("no timer is left", PATIENCE, async || queue_is_empty(&self.js, "SIP_SCHEDULE").await).await;
+        for stream in ["SIP_CALLS", "SIP_QUEUE", "SIP_DIAL", "SIP_SCHEDULE"] {
+            eventually(format!("{stream} is empty"), PATIENCE, async || queue_is_empty(&self.js, stream).await).await;
+        }
     }
 
-    /// How many messages are in flight.
+    /// How many messages of the window are in flight.
     pub async fn in_flight(&self) -> usize {
         self.consumer().await.num_ack_pending
     }
@@ -239,7 +240,7 @@ impl Setup {
     }
 
     async fn consumer(&self) -> jetstream::consumer::Info {
-        let stream = self.js.get_stream("SIP_CALLS").await.expect("the queue");
+        let stream = self.js.get_stream("SIP_DIAL").await.expect("the window");
         let mut consumer =
             stream.get_consumer::<jetstream::consumer::pull::Config>("dialler").await.expect("the consumer");
         consumer.info().await.expect("its state").clone()

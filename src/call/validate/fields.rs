@@ -6,7 +6,7 @@ use schemars::Schema;
 use serde_json::{Map, Value, json};
 
 use super::super::id::MAX_ID;
-use super::super::{OnUnknown, Outcome};
+use super::super::{OnUnknown, Outcome, Priority};
 use super::names;
 
 /// Longest `text`, in characters: about ten minutes of speech. Every length here is counted in characters, as JSON Schema does,
@@ -67,7 +67,7 @@ const WAV: &str = "the path of a WAV file";
 const TRANSPORTS: Rule = Rule::OneOf(&["udp", "tcp", "tls"]);
 
 /// Every field of a request. An `f64` range is in seconds.
-pub const FIELDS: [(&str, Rule); 44] = [
+pub const FIELDS: [(&str, Rule); 45] = [
     ("id", Rule::Id),
     ("dest", Rule::Line("a phone number or SIP URI", MAX_NAME)),
     ("text", Rule::Speech),
@@ -111,6 +111,7 @@ pub const FIELDS: [(&str, Rule); 44] = [
     ("retry_delay", Rule::Integer(1, 86_400)),
     ("redial_on", Rule::Outcomes),
     ("on_unknown", Rule::OneOf(&OnUnknown::WORDS)),
+    ("priority", Rule::OneOf(&Priority::WORDS)),
     ("sip_secret", Rule::SecretName),
 ];
 

@@ -222,6 +222,8 @@ fn redials() -> Vec<(Value, Expected)> {
         (json!({"redial_on": "busy"}), Bad("redial_on", "a list of any of")),
         (json!({"on_unknown": "hold"}), Good),
         (json!({"on_unknown": "redial"}), Good),
+        (json!({"priority": "urgent"}), Good),
+        (json!({"priority": "high"}), Bad("priority", "\"urgent\", \"normal\", \"bulk\"")),
         (json!({"on_unknown": "Redial"}), Bad("on_unknown", "\"hold\", \"redial\"")),
         (json!({"max_attempts": 11}), Bad("max_attempts", "from 1 to 10")),
         (json!({"retry_delay": 0}), Bad("retry_delay", "from 1 to 86400")),

@@ -1,10 +1,11 @@
 //! The index itself: pure, bounded, and as small as a call can be kept.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Bound;
 
 use super::Brief;
-use crate::call::Status;
+use crate::call::{Priority, Status};
 
 /// Where a call stands in the order: when it was queued (milliseconds since the epoch), then a hash of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,8 @@ struct Entry {
     kept_from: u32,
     status: Status,
     is_final: bool,
+    /// Where it is new and in the queue.
+    queued: Option<Priority>,
     batch: Option<u32>,
 }
 
@@ -53,6 +56,7 @@ pub(super) struct Index {
     calls: HashMap<u64, Entry>,
     all: ByStatus,
     counts: [usize; Status::ALL.len()],
+    queued: [BTreeMap<Option<String>, usize>; Priority::ALL.len()],
     by_batch: HashMap<u32, Batch>,
     batches: HashMap<String, u32>,
     /// Of the next new batch. Not reused before all others were: four billion batches later.
@@ -126,7 +130,11 @@ impl Index {
             brief.not_before.max(brief.due_at).map_or(brief.time, |moment| moment.max(brief.time)).as_second();
         let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
         let Brief { status, is_final, .. } = *brief;
-        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, batch });
+        let queued = (status == Status::Queued && brief.due_at.is_none()).then_some(brief.priority);
+        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, queued, batch });
+        if let Some(priority) = queued {
+            *self.queued[priority as usize].entry(brief.batch.clone()).or_default() += 1;
+        }
         self.all.0.insert((brief.status, key));
         self.counts[brief.status as usize] += 1;
         if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
@@ -169,9 +177,35 @@ impl Index {
         self.calls.remove(&call);
         self.all.0.remove(&(entry.status, entry.key));
         self.counts[entry.status as usize] -= 1;
+        if let Some(priority) = entry.queued {
+            self.leave_queue(priority, entry.batch);
+        }
         if let Some(number) = entry.batch {
             self.leave_batch(number, &(entry.status, entry.key));
         }
+    }
+
+    fn leave_queue(&mut self, priority: Priority, batch: Option<u32>) {
+        let name = batch.and_then(|number| self.by_batch.get(&number)).map(|batch| batch.name.clone());
+        let queued = &mut self.queued[priority as usize];
+        if let Some(calls) = queued.get_mut(&name) {
+            *calls -= 1;
+            if *calls == 0 {
+                queued.remove(&name);
+            }
+        }
+    }
+
+    pub(super) fn queued_batches(
+        &self,
+        priority: Priority,
+        last: Option<&Option<String>>,
+        at_most: usize,
+    ) -> Vec<(Option<String>, usize)> {
+        let queued = &self.queued[priority as usize];
+        let Some(last) = last else { return queued.iter().take(at_most).map(to_owned).collect() };
+        let after = queued.range((Bound::Excluded(last), Bound::Unbounded));
+        after.chain(queued.range(..=last)).take(at_most).map(to_owned).collect()
     }
 
     /// A batch without calls is forgotten, or their names would pile up without end.
@@ -210,6 +244,10 @@ impl Index {
             self.forget(call, |entry| entry.kept_from < oldest);
         }
     }
+}
+
+fn to_owned((batch, calls): (&Option<String>, &usize)) -> (Option<String>, usize) {
+    (batch.clone(), *calls)
 }
 
 fn may_be_final(status: Status) -> bool {

@@ -20,6 +20,7 @@ fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief 
         not_before: None,
         due_at: None,
         batch: batch.map(str::to_owned),
+        priority: Priority::default(),
     }
 }
 

@@ -23,7 +23,7 @@ use graph::Graph;
 use jiff::Timestamp;
 use stateright::{Checker, Model, Property};
 use surroundings::Action;
-use world::{Budget, Dialler, Message, Place, TICK, World};
+use world::{Budget, Dialler, TICK, World};
 
 use crate::call::{Call, CallId, OnUnknown, StatusEvent, validate};
 use crate::job::advance::{Moments, Patience};
@@ -45,7 +45,7 @@ struct Setup {
     /// Whether a Job may reach its TTL before all is over.
     removes_settled_jobs: bool,
     /// How often the request is published.
-    copies: u64,
+    copies: u8,
     budget: Budget,
     graph: Graph,
 }
@@ -103,12 +103,12 @@ impl Model for Setup {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let message = |sequence| Message { sequence, attempt: 1, fired_at: None, deliveries: 0, place: Place::Ready };
         let dialler = |cluster: &usize| Dialler { cluster: *cluster, is_gone: false, work: None };
         vec![World {
             log: world::Log::default(),
-            queue: (1..=self.copies).map(message).collect(),
-            next_sequence: self.copies + 1,
+            inbox: self.copies,
+            queue: Vec::new(),
+            next_sequence: 1,
             timers: Vec::new(),
             diallers: self.diallers.iter().map(dialler).collect(),
             jobs: Vec::new(),

@@ -63,7 +63,7 @@ impl Setup {
         let Some(last) = world.log.last().map(|last| &last.event) else { return true };
         let is_over = last.ends_by.is_some_and(|ends_by| ends_by <= at(NOW));
         let is_in_time = |message: &Message| {
-            let is_active = last.status.is_active() && last.queue_sequence == Some(message.sequence);
+            let is_active = last.status.is_active() && last.attempt == message.attempt;
             let works = world.diallers.iter().filter_map(|dialler| dialler.work.as_ref());
             let is_new = works
                 .filter(|work| work.message.sequence == message.sequence)

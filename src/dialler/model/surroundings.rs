@@ -1,9 +1,12 @@
 //! What happens around the diallers: time, deliveries, crashes, Jobs that go on, whoever cancels, and the reconciler.
 
+use jiff::Timestamp;
+
 use super::Setup;
 use super::work::Luck;
-use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, View, Work, World, at};
-use crate::call::Status;
+use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, Timer, View, Work, World, at};
+use crate::admission::decide as admission;
+use crate::call::{Status, StatusEvent};
 use crate::dialler::decide;
 use crate::job::ObservedJob;
 use crate::job::compare::{Comparison, compare, compare_absent};
@@ -29,7 +32,9 @@ pub(super) enum Action {
     Remove { job: usize },
     /// A Job is deleted by hand.
     Delete { job: usize },
-    /// A timer fires, and stays when whoever moves its message dies in between.
+    /// A request is admitted, and stays when whoever admits it dies before it is acknowledged.
+    Admit { stays: bool },
+    /// A timer fires and its request is admitted, and stays as above.
     Fire { timer: usize, stays: bool },
     /// A reconciler compares a Job with the log.
     Reconcile { job: usize },
@@ -69,7 +74,7 @@ impl Setup {
             actions.push(Action::Cancel);
         }
         // When nothing is left of a call but its records, nobody is there to notice.
-        if losses > 0 && !(world.queue.is_empty() && world.timers.is_empty()) {
+        if losses > 0 && !(world.inbox == 0 && world.queue.is_empty() && world.timers.is_empty()) {
             actions.extend((1..=world.log.len()).map(|records| Action::LoseTail { records }));
         }
         if silences > 0 {
@@ -102,6 +107,7 @@ impl Setup {
         let due = |due| due <= at(NOW);
         let timers = world.timers.iter().enumerate().filter(|(_, timer)| due(timer.due));
         actions.extend(timers.map(|(timer, _)| Action::Fire { timer, stays: false }));
+        actions.extend((world.inbox > 0).then_some(Action::Admit { stays: false }));
         actions
     }
 
@@ -165,6 +171,7 @@ impl Setup {
         }
         let due = world.timers.iter().enumerate().filter(|(_, timer)| timer.due <= at(NOW));
         actions.extend(due.map(|(timer, _)| Action::Fire { timer, stays: true }));
+        actions.extend((world.inbox > 0).then_some(Action::Admit { stays: true }));
     }
 
     /// The world after an action.
@@ -195,7 +202,19 @@ impl Setup {
                 next.left.deletions -= 1;
                 next.jobs[job].is_being_removed = true;
             }
-            Action::Fire { timer, stays } => next.fire(timer, stays),
+            Action::Admit { stays } => {
+                next.left.faults -= u8::from(stays);
+                next.inbox -= u8::from(!stays);
+                self.admit(&mut next, None);
+            }
+            Action::Fire { timer, stays } => {
+                let Timer { attempt, due } = next.timers[timer].clone();
+                next.left.faults -= u8::from(stays);
+                if !stays {
+                    next.timers.remove(timer);
+                }
+                self.admit(&mut next, Some((due, attempt)));
+            }
             Action::Cancel => {
                 next.left.cancels -= 1;
                 self.cancel(&mut next)?;
@@ -316,6 +335,7 @@ impl World {
         });
         self.has_ended()
             && is_idle
+            && self.inbox == 0
             && self.queue.is_empty()
             && self.timers.is_empty()
             && self.wire.is_empty()
@@ -369,15 +389,46 @@ impl World {
         }
     }
 
-    fn fire(&mut self, timer: usize, stays: bool) {
-        let fired = self.timers[timer].clone();
-        self.left.faults -= u8::from(stays);
-        if !stays {
-            self.timers.remove(timer);
+    /// Lets the server fire an attempt; a timer that is there is replaced.
+    pub(super) fn set_timer(&mut self, attempt: u32, due: Timestamp) {
+        self.timers.retain(|timer| timer.attempt != attempt);
+        self.timers.push(Timer { attempt, due });
+        self.timers.sort();
+    }
+
+    /// Puts an attempt into the window, which refuses a second message of it.
+    fn dial(&mut self, attempt: u32) {
+        if self.queue.iter().any(|message| message.attempt == attempt) {
+            return;
         }
-        let (attempt, fired_at) = (fired.attempt, Some(fired.due));
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        self.queue.push(Message { sequence, attempt, fired_at, deliveries: 0, place: Place::Ready });
+        self.queue.push(Message { sequence, attempt, deliveries: 0, place: Place::Ready });
+    }
+}
+
+impl Setup {
+    /// What [`crate::admission`] does with a request. There is one call, so what waits in the queue is in the window at once.
+    fn admit(&self, world: &mut World, fired: Option<(Timestamp, u32)>) {
+        let fingerprint = self.call.fingerprint.clone();
+        let asked = admission::Asked { fingerprint, fired, has_expired: false, not_before: None, not_after: None };
+        loop {
+            let last = world.log.last().map(|last| last.event.clone());
+            match admission::decide(last.as_deref(), &asked, at(NOW)) {
+                admission::Step::Record(change) => {
+                    let event = match &last {
+                        Some(last) => last.next(change, at(NOW)),
+                        None => StatusEvent::first(&self.call, "n", at(NOW), change, at(NOW)),
+                    };
+                    let record = Record::new(event.expect("a legal step"));
+                    let sequence = world.log.sequence();
+                    self.append(world, &record, sequence);
+                }
+                admission::Step::Queue(attempt) | admission::Step::Dial(attempt) => return world.dial(attempt),
+                admission::Step::Schedule { attempt, due } => return world.set_timer(attempt, due),
+                admission::Step::Done => return,
+                admission::Step::Conflict => unreachable!("there is one request"),
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The steps of a dialler: what [`crate::dialler::processing`] does, one step of I/O at a time.
 
 use super::Setup;
-use super::world::{At, Dialler, NOW, Place, Record, Timer, Todo, View, Work, World, at};
+use super::world::{At, Dialler, NOW, Place, Record, Todo, View, Work, World, at};
 use crate::call::{Change, IllegalStep, Outcome, Status, StatusEvent};
 use crate::dialler::decide::{Asked, Step, decide};
 use crate::dialler::{limits, redial};
@@ -148,11 +148,10 @@ impl Working<'_> {
         let cluster = self.setup.clusters[self.cluster];
         match decide(self.last(), &asked, cluster, self.now()) {
             Step::RecordQueued => self.record(Change::Queued),
-            Step::Postpone(due_at) => self.record(Change::Scheduled { due_at }),
             Step::Expire => self.record(Change::Expired),
             Step::Claim(attempt) => {
                 let Setup { call, defaults, .. } = self.setup;
-                let change = limits::claim(call, attempt, &asked, cluster, defaults, self.now());
+                let change = limits::claim(call, attempt, cluster, defaults, self.now());
                 self.record(change)
             }
             Step::Redial => match self.last() {
@@ -212,9 +211,7 @@ impl Working<'_> {
     }
 
     fn set_timer(&mut self, attempt: u32, due: jiff::Timestamp) -> Then {
-        self.world.timers.retain(|timer| timer.attempt != attempt);
-        self.world.timers.push(Timer { attempt, due });
-        self.world.timers.sort();
+        self.world.set_timer(attempt, due);
         Then::Acknowledge
     }
 
@@ -433,12 +430,8 @@ impl Setup {
     pub(super) fn asked(&self, work: &Work) -> Asked {
         Asked {
             attempt: work.message.attempt,
-            sequence: work.message.sequence,
             deliveries: work.message.deliveries,
             fingerprint: self.call.fingerprint.clone(),
-            accepted: true,
-            fired_at: work.message.fired_at,
-            not_before: None,
             not_after: None,
         }
     }

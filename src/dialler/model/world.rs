@@ -43,6 +43,9 @@ fn age_moment(moment: &mut Timestamp) {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub(super) log: Log,
+    /// Requests that were not admitted yet.
+    pub(super) inbox: u8,
+    /// What is in the window.
     pub(super) queue: Vec<Message>,
     pub(super) next_sequence: u64,
     pub(super) timers: Vec<Timer>,
@@ -95,7 +98,6 @@ struct Key {
     faults: u32,
     is_final: bool,
     outcome: Option<Outcome>,
-    message: Option<u64>,
     cluster: Option<u8>,
     moments: [Option<i64>; 6],
 }
@@ -110,7 +112,6 @@ impl Record {
             faults: event.faults,
             is_final: event.is_final,
             outcome: event.outcome.filter(|_| has_failed),
-            message: event.queue_sequence.filter(|_| is_active || has_failed),
             cluster: event.cluster.as_ref().filter(|_| is_active).map(|cluster| cluster.as_bytes()[0]),
             moments: [
                 seconds(event.created_at, is_active),
@@ -191,12 +192,11 @@ impl Log {
     }
 }
 
-/// A message of the queue.
+/// A message of the window.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Message {
     pub(super) sequence: u64,
     pub(super) attempt: u32,
-    pub(super) fired_at: Option<Timestamp>,
     pub(super) deliveries: u64,
     pub(super) place: Place,
 }
@@ -306,7 +306,6 @@ pub(super) enum End {
 
 impl Message {
     fn age(&mut self) {
-        self.fired_at.iter_mut().for_each(age_moment);
         if let Place::HandedBack(tick) = &mut self.place {
             age_to_before(tick);
         }
@@ -416,9 +415,6 @@ impl World {
         for job in self.jobs.iter_mut().filter(|job| job.is_settled && job.attempt < attempt) {
             job.view = View::Ended(End::Lost, LONG_AGO);
         }
-        let works = self.diallers.iter_mut().filter_map(|dialler| dialler.work.as_mut());
-        let messages = self.queue.iter_mut().chain(works.map(|work| &mut work.message));
-        messages.filter(|message| message.attempt <= attempt).for_each(|message| message.fired_at = None);
     }
 
     pub(super) fn job(&self, cluster: usize, attempt: u32) -> Option<&Job> {

@@ -37,7 +37,7 @@ impl Processing<'_> {
             return Next::Decide;
         }
         let Dialler { cluster, defaults, .. } = self.dialler;
-        let change = limits::claim(&self.call, attempt, &self.asked, cluster, defaults, now());
+        let change = limits::claim(&self.call, attempt, cluster, defaults, now());
         let next = self.record(change).await;
         fail::fail_point!("after-claim");
         next

@@ -28,13 +28,26 @@ impl Processing<'_> {
     }
 
     pub(super) async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
-        let Call { id, traceparent, .. } = &self.call;
-        let labels = Labels { id, attempt, queued_at: self.origin.queued_at, traceparent: traceparent.as_ref() };
+        let Call { id, traceparent, spec, .. } = &self.call;
+        let (queued_at, traceparent) = (self.origin.queued_at, traceparent.as_ref());
+        let labels = Labels { id, attempt, queued_at, priority: spec.priority, traceparent };
         let body = self.origin.body.clone();
         match self.dialler.timers.set(&self.call.name, labels, due, body).await {
             Ok(()) => DONE,
             Err(error) => self.handle(error).await,
         }
+    }
+
+    /// Whose call has ended needs no timer for its `not_after` any more; should it stay, it does nothing.
+    pub(super) async fn done(&mut self) -> Next {
+        let is_final = self.last.as_ref().is_some_and(|last| last.event.is_final);
+        if is_final
+            && self.asked.not_after.is_some_and(|end| end > now())
+            && let Err(error) = self.dialler.timers.remove_expiry(&self.call.name).await
+        {
+            tracing::debug!(error = error.chain(), "a timer of a call that has ended stays");
+        }
+        DONE
     }
 
     /// The same id, another request: the first call is untouched, this message is put aside.

@@ -101,7 +101,6 @@ impl<'a> Processing<'a> {
     async fn perform(&mut self, step: Step) -> Next {
         match step {
             Step::RecordQueued => self.record(Change::Queued).await,
-            Step::Postpone(due_at) => self.record(Change::Scheduled { due_at }).await,
             Step::Schedule { attempt, due } => self.schedule(attempt, due).await,
             Step::Expire => self.record(Change::Expired).await,
             Step::Claim(attempt) => self.claim(attempt).await,
@@ -111,7 +110,7 @@ impl<'a> Processing<'a> {
             Step::Redial => self.redial().await,
             Step::HandBack => Next::Settle(Settlement::Nak(Some(AHEAD_DELAY))),
             Step::Elsewhere => self.elsewhere().await,
-            Step::Done => DONE,
+            Step::Done => self.done().await,
             Step::Conflict => self.conflict().await,
             Step::Implausible => self.implausible().await,
         }

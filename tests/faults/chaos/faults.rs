@@ -1,7 +1,7 @@
 //! Makes the planned faults happen, each at its moment, in a task of its own; two about the same thing wait for each other.
 //!
 //! Of what the operator keeps in JetStream only that is deleted whose loss loses no call: the bucket, the consumers, the dead letters.
-//! With `SIP_CALLS`, `SIP_SCHEDULE` or `SIP_STATUS` accepted requests are lost by definition; what goes on all the same is in
+//! With `SIP_CALLS`, `SIP_QUEUE`, `SIP_DIAL`, `SIP_SCHEDULE` or `SIP_STATUS` accepted requests are lost by definition; what goes on all the same is in
 //! `tests/faults/streams.rs`. What a power loss takes from nats-server is in `tests/faults/power_loss.rs`.
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The stream behind the bucket.
 pub const BUCKET: &str = "KV_SIP_OPERATOR";
 /// The consumers, each with its stream.
-pub const CONSUMERS: [(&str, &str); 2] = [("SIP_CALLS", "dialler"), ("SIP_SCHEDULE", "due")];
+pub const CONSUMERS: [(&str, &str); 3] = [("SIP_CALLS", "admission"), ("SIP_SCHEDULE", "due"), ("SIP_DIAL", "dialler")];
 /// What is slow, is so much slower per piece.
 const SLOW: Duration = Duration::from_millis(60);
 

@@ -98,7 +98,7 @@ fn is_a_step(from: Option<Status>, to: Status) -> bool {
     let steps: &[Status] = match from {
         None => &[Queued, Scheduled, Pending, Expired, Rejected],
         Some(Queued) => &[Scheduled, Pending, Cancelled, Expired, Rejected],
-        Some(Scheduled) => &[Pending, Cancelled, Expired, Rejected],
+        Some(Scheduled) => &[Queued, Pending, Cancelled, Expired, Rejected],
         Some(Pending) => &[Running, Failed, Cancelling, Cancelled, Expired, Rejected],
         Some(Running) => &[Succeeded, Failed, Cancelling, Cancelled],
         Some(Cancelling) => &[Cancelled, Succeeded, Failed],
@@ -149,7 +149,7 @@ impl Histories {
         for event in self.by_name.get(&name).into_iter().flatten() {
             let _ = writeln!(
                 text,
-                "    {} #{} {} {} attempt {} of {}, {}, code {:?}, message {:?} {}",
+                "    {} #{} {} {} attempt {} of {}, {}, code {:?} {}",
                 event.time,
                 event.revision,
                 event.status,
@@ -158,7 +158,6 @@ impl Histories {
                 event.max_attempts,
                 event.cluster.as_deref().unwrap_or_default(),
                 event.sip_code,
-                event.queue_sequence,
                 event.reason.as_deref().unwrap_or_default()
             );
         }

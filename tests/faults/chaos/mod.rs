@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
 use checks::Report;
+use futures::future::join_all;
 use plan::Plan;
 use tokio::task::JoinHandle;
 use traffic::Answers;
@@ -77,9 +78,10 @@ async fn drained(world: &World) -> bool {
     let (mut seen, mut since, mut empty) = (None, Instant::now(), 0);
     while empty < 3 {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = [held(world, "SIP_SCHEDULE").await, held(world, "SIP_CALLS").await, held(world, "SIP_STATUS").await];
-        empty = if now[..2] == [Some(0), Some(0)] { empty + 1 } else { 0 };
-        if seen != Some(now) {
+        let streams = ["SIP_SCHEDULE", "SIP_CALLS", "SIP_QUEUE", "SIP_DIAL", "SIP_STATUS"];
+        let now = join_all(streams.map(|stream| held(world, stream))).await;
+        empty = if now[..4].iter().all(|held| *held == Some(0)) { empty + 1 } else { 0 };
+        if seen.as_ref() != Some(&now) {
             (seen, since) = (Some(now), Instant::now());
         }
         if since.elapsed() > STUCK {
@@ -132,7 +134,8 @@ async fn print_progress(world: Arc<World>, answers: Arc<Answers>) {
 }
 
 async fn queue(world: &World) -> Option<(u64, usize)> {
-    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler", "SIP_CALLS").await.ok()?;
+    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler", "SIP_DIAL").await.ok()?;
     let info = consumer.cached_info();
-    Some((info.num_pending, info.num_ack_pending))
+    let waiting = held(world, "SIP_QUEUE").await? + held(world, "SIP_CALLS").await?;
+    Some((waiting + info.num_pending, info.num_ack_pending))
 }
