@@ -4,6 +4,7 @@
 //! | part | what |
 //! |---|---|
 //! | [`api`] | `POST /call` beside a raw JetStream publish with ack |
+//! | [`admission`] | requests recorded and queued beside the bare steps; how soon one is heard of behind a backlog |
 //! | [`sync`] | `POST /call` and publishes on a server that syncs before it acknowledges, beside one that does not |
 //! | [`jobs`] | queue → Job beside raw `kube` creates of the same Jobs |
 //! | [`ends`] | calls whose pods end: rate, what they cost the API server, and how soon an end is told |
@@ -12,6 +13,7 @@
 //!
 //! [`load`] makes load and keeps the samples, [`report`] is what comes out.
 
+mod admission;
 mod api;
 mod ends;
 mod jobs;
@@ -29,9 +31,11 @@ use std::process::ExitCode;
 
 use self::report::Report;
 
-const HELP: &str = "make bench ARGS='[api] [sync] [jobs[=N]] [ends[=N]] [view[=N]] [memory[=N]] [rounds=N]'
+const HELP: &str =
+    "make bench ARGS='[api] [admission[=N]] [sync] [jobs[=N]] [ends[=N]] [view[=N]] [memory[=N]] [rounds=N]'
 
   api       POST /call beside a raw JetStream publish
+  admission=N  N requests recorded and queued, beside the bare steps (default 50000)
   sync      both on a server with `sync_interval: always`, beside one without
   jobs=N    queue to Job beside raw creates, N Jobs in a round (default 1000)
   ends=N    N calls whose pods end, beside raw creates of such Jobs (default 5000)
@@ -45,6 +49,7 @@ Without a part: all of them.";
 #[derive(Debug, Clone)]
 struct Wanted {
     api: bool,
+    admission: Option<usize>,
     sync: bool,
     jobs: Option<usize>,
     ends: Option<usize>,
@@ -70,10 +75,13 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 async fn measure(wanted: Wanted) -> ExitCode {
-    let Wanted { api, sync, jobs, ends, view, memory, rounds } = wanted;
+    let Wanted { api, admission, sync, jobs, ends, view, memory, rounds } = wanted;
     let mut report = Report::begin();
     if api {
         report.take("api", api::measure(rounds)).await;
+    }
+    if let Some(count) = admission {
+        report.take("admission", admission::measure(rounds.min(3), count)).await;
     }
     if sync {
         report.take("sync", sync::measure(rounds)).await;
@@ -95,7 +103,16 @@ async fn measure(wanted: Wanted) -> ExitCode {
 
 impl Wanted {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut wanted = Self { api: false, sync: false, jobs: None, ends: None, view: None, memory: None, rounds: 5 };
+        let mut wanted = Self {
+            api: false,
+            admission: None,
+            sync: false,
+            jobs: None,
+            ends: None,
+            view: None,
+            memory: None,
+            rounds: 5,
+        };
         for argument in arguments {
             let (name, number) = argument.split_once('=').map_or((argument.as_str(), None), |(n, v)| (n, Some(v)));
             let number = |default| match number.map(str::parse) {
@@ -105,6 +122,7 @@ impl Wanted {
             };
             match name {
                 "api" => wanted.api = true,
+                "admission" => wanted.admission = Some(number(admission::COUNT)?),
                 "sync" => wanted.sync = true,
                 "jobs" => wanted.jobs = Some(number(jobs::COUNT)?),
                 "ends" => wanted.ends = Some(number(ends::COUNT)?),
@@ -119,8 +137,18 @@ impl Wanted {
 
     fn or_everything(self) -> Self {
         match &self {
-            Self { api: false, sync: false, jobs: None, ends: None, view: None, memory: None, rounds } => Self {
+            Self {
+                api: false,
+                admission: None,
+                sync: false,
+                jobs: None,
+                ends: None,
+                view: None,
+                memory: None,
+                rounds,
+            } => Self {
                 api: true,
+                admission: Some(admission::COUNT),
                 sync: true,
                 jobs: Some(jobs::COUNT),
                 ends: Some(ends::COUNT),
