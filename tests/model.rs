@@ -483,7 +483,7 @@ impl World {
         let is_stored = if accepted {
             let spec = validate::parse(&body, Timestamp::UNIX_EPOCH).unwrap().spec;
             // The server drops a second one.
-            self.inbox.publish(&Call::new(id, spec), body).await.unwrap()
+            self.inbox.publish_once(&Call::new(id, spec), body).await.unwrap()
         } else {
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(HEADER_CALL_ID, id.as_str());

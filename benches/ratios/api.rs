@@ -76,7 +76,7 @@ impl Worker for Recorder {
         let now = Timestamp::now();
         let parsed = validate::parse(&self.body, now).expect("a valid request");
         let call = Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec);
-        self.inbox.publish(&call, self.body.clone()).await.expect("a publish");
+        self.inbox.publish_once(&call, self.body.clone()).await.expect("a publish");
         let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
         self.log.append(event, 0).await.expect("an append");
     }

@@ -46,11 +46,14 @@ impl Api {
             }
             return Ok(Accepted { event, fresh: false });
         }
-        let is_stored = parts.inbox.publish(&call, body).await?;
-        // The inbox had a request with this id a moment ago: what became of that one says what becomes of this one.
-        let admitted = if is_stored { None } else { unless_conflict(&call, parts.admitted(&call.name).await?)? };
-        let event = admitted.unwrap_or_else(|| parts.to_be_queued(&call));
-        Ok(Accepted { event, fresh: is_stored })
+        if !parts.inbox.publish_once(&call, body.clone()).await? {
+            // A message with this id came a moment ago: what became of that one says what becomes of this one, unless it was another call.
+            if let Some(event) = unless_conflict(&call, parts.admitted(&call.name).await?)? {
+                return Ok(Accepted { event, fresh: false });
+            }
+            parts.inbox.publish(&call, body).await?;
+        }
+        Ok(Accepted { event: parts.to_be_queued(&call), fresh: true })
     }
 }
 

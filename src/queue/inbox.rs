@@ -83,21 +83,37 @@ impl Inbox {
         Self { jetstream, subject: calls.into(), stream: calls_stream, consumer: admission_consumer }
     }
 
-    /// Publishes a request and returns once the server has stored it. Within two minutes, a second one with the same id is not stored:
-    /// `false` then.
+    /// Publishes a request and returns once the server has stored it.
     ///
     /// # Errors
     /// [`NatsError`]; when NATS is unavailable, it may be stored all the same.
-    pub async fn publish(&self, call: &Call, body: Bytes) -> Result<bool, NatsError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(HEADER_CALL_ID, call.id.as_str());
+    pub async fn publish(&self, call: &Call, body: Bytes) -> Result<(), NatsError> {
+        self.send(headers(call), body).await.map(drop)
+    }
+
+    /// The same, unless a message with this id was published within the last two minutes: then it is not stored, and the answer is `false`.
+    ///
+    /// # Errors
+    /// As for [`Self::publish`].
+    pub async fn publish_once(&self, call: &Call, body: Bytes) -> Result<bool, NatsError> {
+        let mut headers = headers(call);
         headers.insert("Nats-Msg-Id", call.id.as_str());
-        if let Some(traceparent) = &call.traceparent {
-            headers.insert(HEADER_TRACEPARENT, traceparent.as_str());
-        }
+        self.send(headers, body).await
+    }
+
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<bool, NatsError> {
         let message = PublishMessage::build().payload(body).headers(headers);
         send(&self.jetstream, self.subject.clone(), message).await.map(|stored| !stored.is_duplicate)
     }
+}
+
+fn headers(call: &Call) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(HEADER_CALL_ID, call.id.as_str());
+    if let Some(traceparent) = &call.traceparent {
+        headers.insert(HEADER_TRACEPARENT, traceparent.as_str());
+    }
+    headers
 }
 
 impl Inbox {

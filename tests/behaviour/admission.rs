@@ -97,6 +97,31 @@ async fn a_second_request_with_the_same_id_is_told_from_the_first_even_before_th
     assert_eq!(setup.calls_to("+491").len() + setup.calls_to("+492").len(), 1);
 }
 
+/// The server drops a second message with a `Nats-Msg-Id`, whatever call the first one was for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_accepted_though_another_one_came_under_its_id_as_a_message_id() {
+    let setup = Setup::local(0.1).await;
+    let operator = setup.operator().await;
+    setup.publish(&[("Nats-Msg-Id", "taken")], request_of("another").to_string()).await;
+    accepted(&operator, &request_of("taken")).await;
+    setup.all_end_once(&["another", "taken"]).await;
+}
+
+/// A queue that was lost is filled again by whoever sends its requests again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_message_was_lost_is_carried_on_when_it_is_sent_again() {
+    let setup = Setup::local(0.1).await;
+    assert_eq!(setup.command(&["pause"]).await.code, Some(0));
+    let operator = setup.operator().await;
+    accepted(&operator, &request_of("lost")).await;
+    setup.becomes("lost", Status::Queued).await;
+    eventually("it waits", PATIENCE, async || messages_in(&setup.js, "SIP_QUEUE").await == 1).await;
+    setup.js.get_stream("SIP_QUEUE").await.unwrap().purge().await.unwrap();
+    assert_eq!(setup.command(&["resume"]).await.code, Some(0));
+    assert_eq!(accepted(&operator, &request_of("lost")).await.json["duplicate"], true);
+    setup.all_end_once(&["lost"]).await;
+}
+
 /// Version 0.1 dialled from the inbox: its consumer is there, and one of its calls is in progress.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_queue_of_version_0_1_is_taken_over_with_a_call_in_progress() {
