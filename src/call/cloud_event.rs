@@ -1,6 +1,8 @@
 //! Call requests that come as CloudEvents 1.0, so that any broker which speaks them can feed the operator: the data is the request, and
 //! source and id say which call it is.
 //!
+//! The call's id is `<source> <id>`, or a hash of that where it is longer than an id may be.
+//!
 //! In structured mode the whole event is the body, with the media type `application/cloudevents+json` (JSON event format, HTTP and NATS
 //! protocol bindings). In binary mode the body is the data, and the attributes are headers, `ce-…`.
 
@@ -9,12 +11,14 @@ use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{CallId, FieldError, Refusal};
+use super::{CallId, FieldError, Fingerprint, Refusal};
 
 /// The media type of an event in structured mode.
 pub const STRUCTURED: &str = "application/cloudevents+json";
 /// That of several events in one message, which is refused.
 const BATCHED: &str = "application/cloudevents-batch+json";
+/// The media type of the data.
+const JSON: &str = "application/json";
 /// The only version of the specification.
 const VERSION: &str = "1.0";
 
@@ -59,6 +63,7 @@ struct Event<'a> {
     id: Option<String>,
     source: Option<String>,
     r#type: Option<String>,
+    datacontenttype: Option<String>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     data_base64: Option<String>,
@@ -66,7 +71,10 @@ struct Event<'a> {
 
 fn structured(body: &Bytes) -> Result<Opened, Refusal> {
     let event: Event<'_> = serde_json::from_slice(body).map_err(|error| Refusal::Malformed(error.to_string()))?;
-    let Event { specversion, id, source, r#type, data, data_base64 } = event;
+    let Event { specversion, id, source, r#type, datacontenttype, data, data_base64 } = event;
+    if datacontenttype.is_some_and(|given| given != JSON && !given.starts_with("application/json;")) {
+        return Err(refusal("datacontenttype", "is not supported; pass `application/json`"));
+    }
     let id = identity("", |name| match name {
         "specversion" => specversion.clone(),
         "source" => source.clone(),
@@ -84,20 +92,26 @@ fn structured(body: &Bytes) -> Result<Opened, Refusal> {
     Ok(Opened { request, id: Some(id) })
 }
 
-/// The call that an event asks for: source and id are unique together. `prefix` is that of the attributes' names.
+/// The call that an event asks for: source and id are unique together, and a source, which is a URI reference, has no space. `prefix` is
+/// that of the attributes' names.
 fn identity(prefix: &str, attribute: impl Fn(&str) -> Option<String>) -> Result<CallId, Refusal> {
     let field = |name: &str| format!("{prefix}{name}");
     let version = attribute("specversion");
     if version.as_deref() != Some(VERSION) {
         return Err(refusal(&field("specversion"), &format!("is not supported; pass `{VERSION}`")));
     }
-    let given = |name: &str| {
-        let text = attribute(name).filter(|text| !text.is_empty());
-        text.ok_or_else(|| refusal(&field(name), "is missing or empty"))
+    let given = |name: &str| match attribute(name) {
+        Some(text) if !text.is_empty() && !text.contains(char::is_control) => Ok(text),
+        _ => Err(refusal(&field(name), "is missing or empty, or has control characters")),
     };
     let (source, id, _) = (given("source")?, given("id")?, given("type")?);
-    let id = CallId::parse(format!("{source} {id}"));
-    id.map_err(|error| refusal(&field("id"), &format!("with the source before it, {error}")))
+    if source.contains(' ') {
+        return Err(refusal(&field("source"), "is not a URI reference: it has a space"));
+    }
+    let id = format!("{source} {id}");
+    // What is too long for an id is named by its hash.
+    let id = CallId::parse(&id).or_else(|_| CallId::parse(format!("ce-{}", Fingerprint::of(id.as_bytes()).as_str())));
+    id.map_err(|error| refusal(&field("id"), &error.to_string()))
 }
 
 fn refusal(field: &str, message: &str) -> Refusal {
@@ -154,6 +168,14 @@ mod tests {
     }
 
     #[test]
+    fn a_long_source_and_id_are_named_by_a_hash() {
+        let id = |id: String| structured(json!({"id": id})).unwrap().id.unwrap().to_string();
+        let (one, other) = (id("x".repeat(200)), id("x".repeat(201)));
+        assert!(one.starts_with("ce-") && one.len() < 64 && one != other, "{one}, {other}");
+        assert_eq!(one, id("x".repeat(200)));
+    }
+
+    #[test]
     fn a_key_that_is_given_twice_in_the_data_is_still_there() {
         let body =
             r#"{"specversion":"1.0","type":"t","source":"/shop","id":"42","data":{"dest":"1","dest":"2","text":"a"}}"#;
@@ -165,10 +187,12 @@ mod tests {
     fn an_event_without_what_it_needs_is_refused_by_name() {
         let table = [
             (json!({"specversion": "0.3"}), "specversion"),
+            (json!({"datacontenttype": "text/xml"}), "datacontenttype"),
             (json!({"source": ""}), "source"),
             (json!({"id": null}), "id"),
             (json!({"type": null}), "type"),
-            (json!({"id": "x".repeat(200)}), "id"),
+            (json!({"source": "/my shop"}), "source"),
+            (json!({"id": "a\nb"}), "id"),
             (json!({"data": null}), "data"),
             (json!({"data": null, "data_base64": "?"}), "data_base64"),
         ];

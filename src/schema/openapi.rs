@@ -191,17 +191,18 @@ fn submit() -> Value {
 
 /// A CloudEvent in structured mode; in binary mode its attributes are headers, `ce-…`.
 fn cloud_event() -> Value {
-    let text = |description: &str| json!({"type": "string", "minLength": 1, "maxLength": 60, "pattern": "^[!-~]+$", "description": description});
+    let text = |pattern: &str, description: &str| json!({"type": "string", "minLength": 1, "pattern": pattern, "description": description});
+    let (line, token) = (r"^[^\x00-\x1f\x7f-\x9f]+$", r"^[^\x00-\x20\x7f-\x9f]+$");
     json!({
         "type": "object",
-        "description": "A CloudEvent 1.0 whose data is the request. Source and id name the call where the request has no `id`.",
+        "description": "A CloudEvent 1.0 whose data is the request. Where that has no `id`, the call's is `<source> <id>`, or a hash of it if it is longer than an id may be.",
         "required": ["specversion", "type", "source", "id", "data"],
         "properties": {
             "specversion": {"const": "1.0"},
-            "type": text("What happened."),
-            "source": text("Where it happened."),
-            "id": text("Which event of the source it is."),
-            "datacontenttype": {"const": "application/json"},
+            "type": text(line, "What happened."),
+            "source": text(token, "Where it happened: a URI reference."),
+            "id": text(line, "Which event of the source it is."),
+            "datacontenttype": {"type": ["string", "null"], "pattern": "^application/json(;|$)"},
             "data": component("CallRequest"),
         },
     })

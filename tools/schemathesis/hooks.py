@@ -18,8 +18,14 @@ def before_call(context, case, kwargs):
     body = case.body
     if case.method != "POST" or not isinstance(body, dict):
         return
-    plan(body)
+    plan(request_in(body))
     key_once(case, body)
+
+
+def request_in(body):
+    """The request, which is the data of a CloudEvent."""
+    is_event = "specversion" in body and isinstance(body.get("data"), dict)
+    return body["data"] if is_event else body
 
 
 def plan(body):
