@@ -75,7 +75,7 @@ async fn by_operator(count: usize) -> (f64, f64, Samples) {
     let bucket = streams::bucket(&jetstream, &settings).await.expect("the bucket");
     let paused = Paused { until: None, by: None, reason: None, since: None };
     control::pause(&bucket, &paused).await.expect("a pause");
-    let options = OperatorOptions::local(&nats, state.path()).env("RUST_LOG", "warn").env("QUEUE_MAX_MESSAGES", -1);
+    let options = OperatorOptions::local(&nats, state.path()).env("RUST_LOG", "info").env("QUEUE_MAX_MESSAGES", -1);
     let operator = Operator::start(options).await;
     let (before, begin) = (cpu_seconds(operator.pid()), Instant::now());
     requests::publish(&jetstream, count).await;
