@@ -7,7 +7,7 @@
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{DeleteMessageError, DeleteMessageErrorKind, Stream};
 use bytes::Bytes;
 
 use crate::call::{Priority, StatusEvent};
@@ -17,6 +17,8 @@ use crate::nats::{Names, NatsError, NatsErrorKind};
 
 /// The only trunk, where none are configured.
 pub const DEFAULT_TRUNK: &str = "default";
+/// The server's codes for there being no such message.
+const NO_MESSAGE: [u64; 2] = [10037, 10057];
 /// Stands for no batch; a batch begins with a letter or a digit.
 const NO_BATCH: &str = "-";
 
@@ -114,11 +116,8 @@ impl Waiting {
     /// [`NatsError`].
     pub async fn remove(&self, sequence: u64) -> Result<(), NatsError> {
         match self.stream.delete_message(sequence).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let error = NatsError::of(error);
-                if error.kind() == NatsErrorKind::Unavailable { Err(error) } else { Ok(()) }
-            }
+            Err(error) if !is_gone(&error) => Err(NatsError::of(error)),
+            _ => Ok(()),
         }
     }
 
@@ -160,6 +159,15 @@ impl Waiting {
         let batch = batch.map_or_else(|| "*".to_owned(), token);
         format!("{}.{DEFAULT_TRUNK}.{priority}.{class}.{batch}.*", self.prefix)
     }
+}
+
+/// Whether another replica was faster.
+fn is_gone(error: &DeleteMessageError) -> bool {
+    let code = match error.kind() {
+        DeleteMessageErrorKind::JetStream(answer) => answer.error_code().0,
+        _ => return false,
+    };
+    NO_MESSAGE.contains(&code)
 }
 
 /// The Job that a message is for: the last token of its subject.

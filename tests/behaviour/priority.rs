@@ -83,3 +83,22 @@ async fn a_large_batch_and_a_small_one_take_turns() {
     let before = (0..20).filter(|n| setup.calls_with(&format!("large-{n}")) > 0).count();
     assert!((2..=5).contains(&before), "{before} calls of the large batch came before the third of the small one");
 }
+
+/// Both feed the window with the same calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_that_feed_at_once_are_not_in_each_others_way() {
+    let setup = Setup::local(0.0).await;
+    assert_eq!(setup.command(&["pause"]).await.code, Some(0));
+    let one = setup.operator().await;
+    let other = Operator::start(setup.options_of_machine("other")).await;
+    let ids: Vec<String> = (0..300).map(|n| format!("call-{n}")).collect();
+    for id in &ids {
+        setup.publish(&[], request_of(id).to_string()).await;
+    }
+    setup.becomes("call-299", Status::Queued).await;
+    assert_eq!(setup.command(&["resume"]).await.code, Some(0));
+    setup.all_end_once(&ids).await;
+    for operator in [one, other] {
+        assert!(!operator.log().contains("could not feed"), "{}", operator.log());
+    }
+}
