@@ -17,8 +17,6 @@ pub struct Asked {
     pub fingerprint: Fingerprint,
     /// The moment of the timer that fired it, and the attempt that the timer was for; none where it comes from outside.
     pub fired: Option<(Timestamp, u32)>,
-    /// Whether a timer says that its `not_after` has passed.
-    pub has_expired: bool,
     /// Its `not_before`.
     pub not_before: Option<Timestamp>,
     /// Its `not_after`.
@@ -58,7 +56,6 @@ pub fn decide(last: Option<&StatusEvent>, asked: &Asked, now: Timestamp) -> Step
         Status::Queued | Status::Scheduled if is_late(asked, now) => Step::Record(Change::Expired),
         Status::Queued => queued(last, asked, now),
         Status::Scheduled => scheduled(last, asked, now),
-        _ if asked.has_expired => Step::Done,
         _ => Step::Dial(last.attempt),
     }
 }
@@ -95,7 +92,7 @@ fn scheduled(last: &StatusEvent, asked: &Asked, now: Timestamp) -> Step {
 }
 
 fn is_late(asked: &Asked, now: Timestamp) -> bool {
-    asked.has_expired || asked.not_after.is_some_and(|end| end <= now)
+    asked.not_after.is_some_and(|end| end <= now)
 }
 
 #[cfg(test)]
@@ -108,13 +105,7 @@ mod tests {
     }
 
     fn asked() -> Asked {
-        Asked {
-            fingerprint: Fingerprint::of(b"request"),
-            fired: None,
-            has_expired: false,
-            not_before: None,
-            not_after: None,
-        }
+        Asked { fingerprint: Fingerprint::of(b"request"), fired: None, not_before: None, not_after: None }
     }
 
     /// A call's state after some changes, all at second 100.
@@ -149,7 +140,6 @@ mod tests {
     fn what_a_request_means_by_the_calls_last_state() {
         let fired = |second, attempt| Asked { fired: Some((at(second), attempt)), ..asked() };
         let not_before = |second| Asked { not_before: Some(at(second)), ..asked() };
-        let expired = Asked { has_expired: true, not_after: Some(at(201)), ..asked() };
         let late = Asked { not_after: Some(at(200)), ..asked() };
         let cancelled = Change::Cancelled { reason: "x".into() };
         let redial = [pending(), busy(), scheduled(300)];
@@ -182,8 +172,6 @@ mod tests {
             ("a redial is due", after(&due), fired(150, 2), Step::Queue(2)),
             ("a redial is due, published again", after(&due), not_before(120), Step::Queue(2)),
             ("a redial is too late", after(&redial), late, Step::Record(Change::Expired)),
-            ("too late, by a clock that is ahead", after(&[]), expired.clone(), Step::Record(Change::Expired)),
-            ("in progress when it would be too late", after(&[pending()]), expired, Step::Done),
             ("in progress", after(&[pending()]), asked(), Step::Dial(1)),
             ("failed, and to be redialled", after(&[pending(), busy()]), asked(), Step::Dial(1)),
             ("over", after(&[cancelled]), asked(), Step::Done),

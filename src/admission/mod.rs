@@ -17,13 +17,13 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Change, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate};
+use crate::call::{Call, CallId, Change, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate};
 use crate::call_index::CallIndex;
 use crate::clock::now;
 use crate::nats::{NatsError, NatsErrorKind};
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::decode::{Decoded, Unfit, decode};
-use crate::queue::inbox::{HEADER_DUE, HEADER_EXPIRY, Labels};
+use crate::queue::inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_EXPIRY, Labels};
 use crate::queue::scheduled::Timers;
 use crate::queue::waiting::Waiting;
 use crate::queue::window::Window;
@@ -143,6 +143,9 @@ impl Admission {
     /// # Errors
     /// [`NatsError`]; the request must then be kept.
     pub async fn process(&self, delivery: &Delivery) -> Result<(), NatsError> {
+        if delivery.subject == self.due && delivery.header(HEADER_EXPIRY).is_some() {
+            return self.expire(delivery).await;
+        }
         match decode(delivery, now()) {
             Ok(decoded) => match self.settle(&decoded, delivery).await {
                 Err(error) if is_hopeless(&error) => self.put_aside(&decoded.call, delivery, error.chain()).await,
@@ -157,36 +160,16 @@ impl Admission {
         let Decoded { call, request } = decoded;
         let asked = self.asked(call, delivery);
         // Most are new, and the append says so when one is not.
-        let is_new = asked.fired.is_none() && !asked.has_expired;
-        let mut last = if is_new { None } else { self.log.last(&call.name).await? };
+        let mut last = if asked.fired.is_none() { None } else { self.log.last(&call.name).await? };
         loop {
             let step = decide(last.as_ref().map(|last| &last.event), &asked, now());
             tracing::trace!(call_id = %call.id, ?step, "admission");
             match step {
-                Step::Record(change) => {
-                    let event = match &last {
-                        Some(last) => last.event.next(change, now()),
-                        None => StatusEvent::first(call, &self.namespace, delivery.queued_at(), change, now()),
-                    };
-                    let event = event.expect("admission decides on legal steps");
-                    let event = match event.status {
-                        Status::Queued => event.behind(self.index.count_of(Status::Queued) as u64),
-                        _ => event,
-                    };
-                    let after = last.as_ref().map_or(0, |last| last.sequence);
-                    last = match self.log.append(event, after).await {
-                        Ok(recorded) => {
-                            fail::fail_point!("admission-recorded");
-                            Some(recorded)
-                        }
-                        Err(error) if error.kind() == NatsErrorKind::Stale => self.log.last(&call.name).await?,
-                        Err(error) => return Err(error),
-                    };
-                }
+                Step::Record(change) => last = self.record(call, last, change, delivery).await?,
                 Step::Queue(attempt) => return self.queue(decoded, last.as_ref(), attempt, delivery).await,
                 Step::Schedule { attempt, due } => {
+                    self.watch_expiry(call).await?;
                     let labels = labels(call, last.as_ref(), attempt, delivery);
-                    self.watch_expiry(decoded, labels).await?;
                     return self.timers.set(&call.name, labels, due, request.clone()).await;
                 }
                 Step::Dial(attempt) => {
@@ -194,19 +177,66 @@ impl Admission {
                     let job = call.name.job(attempt);
                     return self.window.put(&job, labels.headers(), request.clone()).await;
                 }
-                Step::Done => {
-                    if let Some(Recorded { event, .. }) = last.filter(|last| last.event.status == Status::Expired) {
-                        self.waiting.withdraw(&event).await?;
-                        self.timers.remove(&event.name, event.attempt + 1).await?;
-                    }
-                    return Ok(());
+                Step::Done => return Ok(()),
+                Step::Conflict => return self.refuse_conflict(call, delivery).await,
+            }
+        }
+    }
+
+    /// Appends a change, and returns the call's last record: another writer's, where that came first.
+    async fn record(
+        &self,
+        call: &Call,
+        last: Option<Recorded>,
+        change: Change,
+        delivery: &Delivery,
+    ) -> Result<Option<Recorded>, NatsError> {
+        let event = match &last {
+            Some(last) => last.event.next(change, now()),
+            None => StatusEvent::first(call, &self.namespace, delivery.queued_at(), change, now()),
+        };
+        let event = event.expect("admission decides on legal steps");
+        let event = match event.status {
+            Status::Queued => event.behind(self.index.count_of(Status::Queued) as u64),
+            _ => event,
+        };
+        match self.log.append(event, last.map_or(0, |last| last.sequence)).await {
+            Ok(recorded) => {
+                fail::fail_point!("admission-recorded");
+                Ok(Some(recorded))
+            }
+            Err(error) if error.kind() == NatsErrorKind::Stale => self.log.last(&call.name).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn refuse_conflict(&self, call: &Call, delivery: &Delivery) -> Result<(), NatsError> {
+        let id = &call.id;
+        let reason = format!("id `{id}` was used for another request before; the first call is untouched");
+        tracing::warn!(reason, "a message becomes a dead letter");
+        self.dead.put(delivery, &reason, now()).await
+    }
+
+    /// A call's `not_after` has passed: it expires if it still waits, and leaves nothing in the queue or in a timer.
+    async fn expire(&self, delivery: &Delivery) -> Result<(), NatsError> {
+        let Some(Ok(id)) = delivery.header(HEADER_CALL_ID).map(CallId::parse) else { return Ok(()) };
+        loop {
+            let Some(Recorded { event, sequence }) = self.log.last(&id.name()).await? else { return Ok(()) };
+            if event.fingerprint.as_str().as_bytes() != &delivery.payload[..] {
+                return Ok(());
+            }
+            let expired = match event.status {
+                Status::Queued | Status::Scheduled => event.next(Change::Expired, now()),
+                // A crash may have come between the record and what follows it.
+                Status::Expired => {
+                    self.waiting.withdraw(&event).await?;
+                    return self.timers.remove(&event.name, event.attempt + 1).await;
                 }
-                Step::Conflict => {
-                    let id = &call.id;
-                    let reason = format!("id `{id}` was used for another request before; the first call is untouched");
-                    tracing::warn!(reason, "a message becomes a dead letter");
-                    return self.dead.put(delivery, &reason, now()).await;
-                }
+                _ => return Ok(()),
+            };
+            match self.log.append(expired.expect("what waits may expire"), sequence).await {
+                Err(error) if error.kind() != NatsErrorKind::Stale => return Err(error),
+                _ => {}
             }
         }
     }
@@ -226,7 +256,7 @@ impl Admission {
             None => StatusEvent::first(call, &self.namespace, labels.queued_at, Change::Queued, now())
                 .expect("a call may begin with `queued`"),
         };
-        self.watch_expiry(decoded, labels).await?;
+        self.watch_expiry(call).await?;
         self.waiting.put(&place, attempt, labels.headers(), request.clone()).await?;
         fail::fail_point!("admission-placed");
         (self.on_queued)();
@@ -234,10 +264,9 @@ impl Admission {
     }
 
     /// Wherever a call waits, it is told when it has done so for too long.
-    async fn watch_expiry(&self, decoded: &Decoded, labels: Labels<'_>) -> Result<(), NatsError> {
-        let Decoded { call, request } = decoded;
+    async fn watch_expiry(&self, call: &Call) -> Result<(), NatsError> {
         match call.spec.not_after {
-            Some(end) => self.timers.set_expiry(&call.name, labels, end, request.clone()).await,
+            Some(end) => self.timers.set_expiry(call, end).await,
             None => Ok(()),
         }
     }
@@ -264,7 +293,6 @@ impl Admission {
         Asked {
             fingerprint: call.fingerprint.clone(),
             fired: due.map(|due| (due, delivery.attempt())),
-            has_expired: delivery.header(HEADER_EXPIRY).is_some_and(|_| delivery.subject == self.due),
             not_before: call.spec.not_before,
             not_after: call.spec.not_after,
         }

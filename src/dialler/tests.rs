@@ -110,7 +110,6 @@ impl World {
         let asked = admission::Asked {
             fingerprint: call.fingerprint.clone(),
             fired,
-            has_expired: false,
             not_before: call.spec.not_before,
             not_after: call.spec.not_after,
         };

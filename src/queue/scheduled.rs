@@ -1,12 +1,13 @@
 //! Requests that wait for their moment: the server's timers. A timer fires into its own stream only, from where it is admitted as every
 //! request is.
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::inbox::{HEADER_DUE, HEADER_EXPIRY, Labels};
-use crate::call::CallName;
+use super::inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_EXPIRY, Labels};
+use crate::call::{Call, CallName};
 use crate::nats::publish::publish;
 use crate::nats::{Names, NatsError};
 
@@ -43,22 +44,19 @@ impl Timers {
         publish(&self.jetstream, self.subject(name, labels.attempt).into(), headers, body).await.map(drop)
     }
 
-    /// Lets the server say when the call's `not_after` has passed, wherever it waits then.
+    /// Lets the server say when the call's `not_after` has passed, wherever it waits then. The timer may outlast the call, so it has nothing
+    /// of the request but which one it is.
     ///
     /// # Errors
     /// As for [`Self::set`].
-    pub async fn set_expiry(
-        &self,
-        name: &CallName,
-        labels: Labels<'_>,
-        end: Timestamp,
-        body: Bytes,
-    ) -> Result<(), NatsError> {
-        let mut headers = labels.headers();
+    pub async fn set_expiry(&self, call: &Call, end: Timestamp) -> Result<(), NatsError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER_CALL_ID, call.id.as_str());
         headers.insert(HEADER_EXPIRY, end.to_string().as_str());
         headers.insert(NATS_SCHEDULE, format!("@at {end}").as_str());
         headers.insert(NATS_SCHEDULE_TARGET, self.due.as_str());
-        publish(&self.jetstream, self.expiry_subject(name).into(), headers, body).await.map(drop)
+        let fingerprint = Bytes::copy_from_slice(call.fingerprint.as_str().as_bytes());
+        publish(&self.jetstream, self.expiry_subject(&call.name).into(), headers, fingerprint).await.map(drop)
     }
 
     /// Removes that timer.

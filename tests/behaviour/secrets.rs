@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::json;
 
 use crate::support::http::{http_client, send};
-use crate::support::{Operator, PATIENCE, Setup, cli, get_json, name_of, post_call, with};
+use crate::support::{
+    Operator, PATIENCE, Setup, cli, delete, eventually, get_json, in_seconds, name_of, post_call, with,
+};
 
 const PASSWORD: &str = "correct-horse-$(HOME)-battery";
 /// It would be expanded, were it not escaped.
@@ -130,4 +132,34 @@ async fn an_error_about_a_setting_does_not_print_the_password_in_it() {
 fn does_not_contain_the_setting(text: &str) {
     let at = text.find(SETTING);
     assert_eq!(at.map(|at| &text[at.saturating_sub(200)..at]), None);
+}
+
+/// All that waits for a call: requests, calls in the queue and the window, timers.
+const STREAMS: [&str; 4] = ["SIP_CALLS", "SIP_QUEUE", "SIP_DIAL", "SIP_SCHEDULE"];
+
+async fn messages_with_the_password(setup: &Setup) -> usize {
+    let mut count = 0;
+    for name in STREAMS {
+        let stream = setup.js.get_stream(name).await.unwrap();
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                count += usize::from(String::from_utf8_lossy(&message.payload).contains(PASSWORD));
+            }
+        }
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_leaves_the_queue_and_every_timer_with_a_cancel_of_the_batch() {
+    let setup = Setup::local(0.1).await;
+    assert_eq!(setup.command(&["pause"]).await.code, Some(0));
+    let operator = setup.operator().await;
+    for (id, begin) in [("queued", None), ("scheduled", Some(in_seconds(1800)))] {
+        let more = json!({"id": id, "batch": "march", "not_before": begin, "not_after": in_seconds(3600)});
+        assert_eq!(post_call(operator.base(), &with(body(), more)).await.status, 202);
+    }
+    eventually("both wait", PATIENCE, async || messages_with_the_password(&setup).await == 2).await;
+    assert_eq!(delete(operator.base(), "/jobs?batch=march").await.json["cancelled"], 2);
+    eventually("nothing is left", PATIENCE, async || messages_with_the_password(&setup).await == 0).await;
 }

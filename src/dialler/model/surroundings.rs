@@ -411,7 +411,7 @@ impl Setup {
     /// What [`crate::admission`] does with a request. There is one call, so what waits in the queue is in the window at once.
     fn admit(&self, world: &mut World, fired: Option<(Timestamp, u32)>) {
         let fingerprint = self.call.fingerprint.clone();
-        let asked = admission::Asked { fingerprint, fired, has_expired: false, not_before: None, not_after: None };
+        let asked = admission::Asked { fingerprint, fired, not_before: None, not_after: None };
         loop {
             let last = world.log.last().map(|last| last.event.clone());
             match admission::decide(last.as_deref(), &asked, at(NOW)) {
