@@ -102,7 +102,7 @@ impl Parts {
         }
     }
 
-    /// As the index has no room for every call that can be cancelled, the log is read instead.
+    /// Reads the log instead of the index, which is too small to hold every call that can be cancelled.
     async fn cancel_recorded(&self, batch: &str, sum: &mut BatchCancel) -> Result<(), NatsError> {
         let names = call_index::active_calls_of(&self.log, batch).await?;
         let cancels = names.map(|name| async { self.cancel(&name?, None).await });

@@ -1,4 +1,4 @@
-//! Chooses and opens the runner, for every command that needs one.
+//! Chooses and opens the runner for the commands that need one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::runner::{Runner, RunnerError};
 /// The runner that the settings ask for; waits until its cluster answers.
 ///
 /// # Errors
-/// No runner is set and there is no cluster, or the local runner's directory cannot be used.
+/// When no runner is configured and no cluster is found, or when the local runner's directory cannot be used.
 pub async fn open(settings: &Settings, defaults: &JobDefaults) -> Result<Arc<dyn Runner>> {
     let mut retry = Retry::new("reach the cluster");
     loop {

@@ -1,5 +1,6 @@
 //! The inbox: publishing requests into it, and what one delivery of a request says, wherever it is on its way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
@@ -8,6 +9,7 @@ use async_nats::jetstream::{Context, Message};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::decode::HEADER_PRIORITY;
@@ -32,7 +34,9 @@ pub const HEADER_EXPIRY: &str = "Sip-Expiry";
 /// Highest attempt that a message may ask for: ten that count, and those that never ran, at most one in a few seconds for a day.
 pub const MAX_ATTEMPT: u32 = 100_000;
 
-/// How often is looked whether the inbox has been admitted, while somebody waits for that.
+/// How many requests for a call that is not known ask the server at once whether everything is admitted. More wait for their turn.
+const WAITS_AT_ONCE: usize = 16;
+/// How often each of them asks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What a request is published with once it has been admitted.
@@ -74,13 +78,16 @@ pub struct Inbox {
     subject: Subject,
     stream: String,
     consumer: String,
+    /// Turns to ask the server whether everything is admitted.
+    waits: Arc<Semaphore>,
 }
 
 impl Inbox {
     /// Publishes to the subject of call requests.
     pub fn new(jetstream: Context, names: &Names) -> Self {
         let Names { calls, calls_stream, admission_consumer, .. } = names.clone();
-        Self { jetstream, subject: calls.into(), stream: calls_stream, consumer: admission_consumer }
+        let waits = Arc::new(Semaphore::new(WAITS_AT_ONCE));
+        Self { jetstream, subject: calls.into(), stream: calls_stream, consumer: admission_consumer, waits }
     }
 
     /// Publishes a request and returns once the server has stored it.
@@ -122,9 +129,10 @@ impl Inbox {
     /// # Errors
     /// [`NatsError`].
     pub async fn is_admitted(&self, within: Duration) -> Result<bool, NatsError> {
+        let deadline = Instant::now() + within;
+        let Ok(Ok(_turn)) = tokio::time::timeout_at(deadline, self.waits.acquire()).await else { return Ok(false) };
         let stream = self.jetstream.get_stream(&self.stream).await.map_err(NatsError::of)?;
         let last = stream.cached_info().state.last_sequence;
-        let deadline = Instant::now() + within;
         loop {
             let consumer = self.jetstream.get_consumer_from_stream(&self.consumer, &self.stream).await;
             let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
