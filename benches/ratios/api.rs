@@ -2,7 +2,7 @@
 //! a stream of the same kind on the same server.
 //!
 //! Only accepting is measured: the one slot for calls in progress (`MAX_ACTIVE_CALLS=1`) is held by this program, so the
-//! operator dials nothing. It does all else: two durable messages for each call, a line in its log, its job view.
+//! operator dials nothing. It does all else: it admits each call meanwhile, which is two more messages, a line in its log and its index.
 //!
 //! Beside the rates stands what a call costs in processor time, which a busy machine changes less than it changes rates.
 
@@ -13,11 +13,8 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
-use jiff::Timestamp;
-use sipstuff_operator::call::{Call, Change, StatusEvent, validate};
 use sipstuff_operator::nats::Names;
-use sipstuff_operator::queue::{Inbox, Window};
-use sipstuff_operator::status_log::StatusLog;
+use sipstuff_operator::queue::Window;
 
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
 use super::report::{Expected, Row, median};
@@ -29,7 +26,7 @@ const CONCURRENCIES: [usize; 3] = [1, 32, 256];
 /// How long one side works in a round.
 const TURN: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_millis(500);
-/// A call is two durable messages.
+/// A call is three durable messages, of which one is waited for.
 const EXPECTED: Expected = Expected::AtLeast(0.3);
 
 /// Places one call after the other.
@@ -64,24 +61,6 @@ impl Worker for Publisher {
     }
 }
 
-/// Writes the two records of a call as the operator does, without HTTP: what of a call's cost is the server's.
-struct Recorder {
-    inbox: Inbox,
-    log: StatusLog,
-    body: Bytes,
-}
-
-impl Worker for Recorder {
-    async fn once(&mut self) {
-        let now = Timestamp::now();
-        let parsed = validate::parse(&self.body, now).expect("a valid request");
-        let call = Call::new(sipstuff_operator::clock::fresh_id(), parsed.spec);
-        self.inbox.publish_once(&call, self.body.clone()).await.expect("a publish");
-        let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
-        self.log.append(event, 0).await.expect("an append");
-    }
-}
-
 pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
     let (nats, state) = (NatsServer::start().await, Scratch::new("state"));
     let jetstream = requests::jetstream(&nats).await;
@@ -91,7 +70,6 @@ pub(crate) async fn measure(rounds: usize) -> Vec<Row> {
         eprintln!("api: {concurrency} at a time");
         rows.extend(compare(&operator, &nats, &jetstream, concurrency, rounds).await);
     }
-    rows.push(records(&jetstream, rounds).await);
     let peak = memory_kb(operator.pid(), "VmHWM:") / 1024.0;
     let accepted = jetstream.get_stream("SIP_QUEUE").await.expect("the queue").cached_info().state.messages;
     rows.push(Row::alone("api.peak_rss", format!("peak memory after {accepted} calls accepted"), "MiB", peak));
@@ -154,23 +132,6 @@ async fn compare(
         Row::alone(row(".operator_cpu"), what("the operator's processor time for a call"), "µs", median(operator_cpu)),
         Row::of_rounds(row(".server_cpu"), what("nats-server's for a call"), "µs", &server_cpu),
     ]
-}
-
-/// Only told, to be compared by eye: it has no counterpart.
-async fn records(jetstream: &Context, rounds: usize) -> Row {
-    let concurrency = CONCURRENCIES[CONCURRENCIES.len() - 1];
-    let names = requests::stream_settings(1).names;
-    let inbox = Inbox::new(jetstream.clone(), &names);
-    let log = StatusLog::open(jetstream.clone(), &names, Duration::from_secs(72 * 3600)).await.expect("the log");
-    let body = Bytes::from(requests::body());
-    let recorder = || Recorder { inbox: inbox.clone(), log: log.clone(), body: body.clone() };
-    let mut recorders: Vec<_> = std::iter::repeat_with(recorder).take(concurrency).collect();
-    let mut samples = Samples::default();
-    for _ in 0..rounds {
-        samples.add(work(&mut recorders, TURN).await);
-    }
-    let what = format!("both records of a call without HTTP, {concurrency} at a time");
-    Row::alone(format!("api.records.{concurrency}"), what, "per s", samples.rate()).latencies(samples.latency(), None)
 }
 
 fn post() -> Bytes {
