@@ -5,10 +5,13 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use sipstuff_operator::call::{Outcome, Status};
+use sipstuff_operator::call::{Change, Ended, Outcome, Status};
+use sipstuff_operator::nats::Names;
+use sipstuff_operator::status_log::StatusLog;
 
-use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, eventually_some, request, with};
+use crate::support::{Operator, PATIENCE, Proxy, Setup, accepted, eventually, eventually_some, request, with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_of_another_cluster_is_left_alone() {
@@ -77,6 +80,54 @@ async fn a_claim_without_a_job_is_ended_by_its_own_cluster_while_another_has_the
     assert_eq!(setup.calls_to("+492").len(), 1);
     setup.queue_empties().await;
     drop(own);
+}
+
+/// Whoever was cut off while an attempt ended, and comes back when the next one is under way, leaves that alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_after_the_next_attempt_has_begun_elsewhere_does_not_end_it() {
+    let setup = Setup::local(3.0).await;
+    let proxy = Proxy::start(format!("127.0.0.1:{}", setup.nats.port())).await;
+    let own = Operator::start(setup.options().nats_url(proxy.url("nats"))).await;
+    let again = json!({"id": "busy", "max_attempts": 2, "retry_delay": 1});
+    accepted(&own, &with(request("+49486", "a"), again)).await;
+    let running = setup.becomes("busy", Status::Running).await;
+    proxy.stall(true);
+
+    // Another replica records the end, and another cluster has the next attempt.
+    eventually("the first attempt is over", PATIENCE, async || own.log().contains("will try again")).await;
+    let log = StatusLog::open(setup.js.clone(), &Names::default(), Duration::from_secs(86_400)).await.unwrap();
+    let next = running.attempt + 1;
+    for change in [failed(), Change::Scheduled { due_at: now() }, Change::Queued, claimed(next, "other"), began()] {
+        let last = log.last(&running.name).await.unwrap().unwrap();
+        log.append(last.event.next(change, now()).unwrap(), last.sequence).await.unwrap();
+    }
+    proxy.stall(false);
+    eventually("the message of the first attempt is settled", PATIENCE, async || setup.in_flight().await == 0).await;
+    let last = setup.state("busy").await.unwrap();
+    assert_eq!(
+        (last.status, last.attempt, last.cluster.as_deref()),
+        (Status::Running, next, Some("other")),
+        "{last:?}"
+    );
+}
+
+fn failed() -> Change {
+    let (outcome, completed_at) = (Outcome::Busy, now());
+    let (sip_code, exit_code, reason, message) = (Some(486), Some(1), None, None);
+    Change::Ended(Ended { outcome, sip_code, exit_code, completed_at, reason, message, redial: true })
+}
+
+fn claimed(attempt: u32, cluster: &str) -> Change {
+    let (cluster, namespace) = (cluster.to_owned(), "n".to_owned());
+    Change::Pending { attempt, cluster, namespace, ends_by: now() + SignedDuration::from_mins(10) }
+}
+
+fn began() -> Change {
+    Change::Running { started_at: now() }
+}
+
+fn now() -> Timestamp {
+    Timestamp::now()
 }
 
 /// A message of the window, once one is not in flight any more.

@@ -50,7 +50,7 @@ impl Processing<'_> {
 
     /// Makes the Job and follows it. What can heal is tried again here, in the slot that the call has, while there is time.
     pub(super) async fn start(&mut self) -> Next {
-        let order = build(&self.call, self.attempt(), &self.dialler.defaults);
+        let order = build(&self.call, self.asked.attempt, &self.dialler.defaults);
         let mut follower = self.dialler.store.follow(order.name());
         let result = {
             let Ok(_permit) = self.dialler.starts.0.acquire().await else { return HAND_BACK };
@@ -92,7 +92,7 @@ impl Processing<'_> {
     async fn give_up_unless_started(&mut self, follower: &mut Follower) -> Next {
         match self.dialler.runner.find(&self.job()).await {
             Ok(None) if limits::is_past_not_after(&self.asked, now()) => self.record(Change::Expired).await,
-            Ok(None) => self.advance_to(&Observed::Gone).await,
+            Ok(None) => self.advance_to(&Observed::Gone).await.break_value().unwrap_or(Next::Decide),
             Ok(Some(job)) => self.follow(follower, job.state).await,
             Err(error) => self.fail(error).await,
         }

@@ -1,6 +1,7 @@
 //! Following a Job to its end. Apart, since only here a step lasts as long as a call does, and much may happen beside it
 //! meanwhile.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::{HAND_BACK, Next, Processing};
@@ -35,8 +36,7 @@ impl Processing<'_> {
         self.permit = None;
         let mut observed = observed;
         loop {
-            let next = self.advance_to(&observed).await;
-            if !matches!(next, Next::Decide) || !self.is_active() {
+            if let ControlFlow::Break(next) = self.advance_to(&observed).await {
                 return next;
             }
             if self.has_not_started_in_time(&observed) {
@@ -123,19 +123,22 @@ impl Processing<'_> {
         }
     }
 
-    /// Appends the difference between what is known of the Job and the log; lets the Job go once its attempt is over.
-    pub(super) async fn advance_to(&mut self, observed: &Observed) -> Next {
-        let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else { return Next::Decide };
+    /// Appends the difference between what is known of the Job and the log; lets the Job go once its attempt is over. Goes on only while
+    /// the log says what the Job shows: after an error it may be about the next attempt, of which this Job says nothing.
+    pub(super) async fn advance_to(&mut self, observed: &Observed) -> ControlFlow<Next> {
+        let Some(last) = self.last.as_ref().map(|last| last.event.clone()) else {
+            return ControlFlow::Break(Next::Decide);
+        };
         let changes = advance(&last, observed, self.moments());
         for change in changes {
             let expected = change.status();
             let next = self.record(self.explained(change)).await;
             let is_recorded = self.last.as_ref().is_some_and(|now| is_recorded(&now.event, last.attempt, expected));
             if !is_recorded || !matches!(next, Next::Decide) {
-                return next;
+                return ControlFlow::Break(next);
             }
         }
-        self.let_go_if_over(observed)
+        if self.is_active() { ControlFlow::Continue(()) } else { ControlFlow::Break(self.let_go(observed)) }
     }
 
     /// An attempt that did not start says what it waited for, where the cluster said so.
@@ -152,11 +155,9 @@ impl Processing<'_> {
         }
     }
 
-    fn let_go_if_over(&self, observed: &Observed) -> Next {
-        if !self.is_active() {
-            fail::fail_point!("after-end", |_| HAND_BACK);
-            self.dialler.reconciler.let_go(self.job(), has_ended(observed));
-        }
+    fn let_go(&self, observed: &Observed) -> Next {
+        fail::fail_point!("after-end", |_| HAND_BACK);
+        self.dialler.reconciler.let_go(self.job(), has_ended(observed));
         Next::Decide
     }
 

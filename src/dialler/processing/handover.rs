@@ -59,7 +59,7 @@ impl Processing<'_> {
 
     /// The message asks for an attempt that the log knows nothing of, however often it is read.
     pub(super) async fn implausible(&mut self) -> Next {
-        let (asked, is) = (self.asked.attempt, self.attempt());
+        let (asked, is) = (self.asked.attempt, self.last.as_ref().map_or(0, |last| last.event.attempt));
         self.put_aside(&format!("it asks for attempt {asked} of a call that is at attempt {is}")).await
     }
 

@@ -185,12 +185,9 @@ impl<'a> Processing<'a> {
         }
     }
 
-    fn attempt(&self) -> u32 {
-        self.last.as_ref().map_or(self.asked.attempt, |last| last.event.attempt.max(1))
-    }
-
+    /// The Job of the attempt that the message is for.
     fn job(&self) -> String {
-        self.call.name.job(self.attempt())
+        self.call.name.job(self.asked.attempt)
     }
 
     async fn pause(&self, wait: Duration) {
