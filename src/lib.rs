@@ -6,9 +6,9 @@
 //!                                 the inbox ──► admission ◄─────────────────┘
 //!                                  judges: queued, scheduled, expired, rejected ─► status_log
 //!                                                  ▼
-//!                                  SIP_QUEUE (by priority and batch; no consumer)
+//!                                  SIP_QUEUE (by trunks, priority and batch; no consumer)
 //!                                                  ▼ feed: what is next, as much as there is room for
-//!                                  SIP_DIAL (a message in flight is a call in progress)
+//!                                  SIP_DIAL (by trunk; a message in flight is a call in progress)
 //!                                                  ▼ queue::pull, queue::in_flight: prefetch, ack wait
 //!                      dialler: (decide → one step)* → settle
 //!                        │ claim, record              │ start, stop           ▲ observations
@@ -23,31 +23,32 @@
 //!
 //! ```dependencies
 //! main        → commands
-//! commands    → http api admission feed dialler queue status_log call_index nats runner reconcile job_watch job call config schema clock retry shutdown telemetry error_chain
+//! commands    → http api admission feed dialler queue status_log call_index nats runner reconcile job_watch job policy call config schema clock retry shutdown telemetry error_chain
 //! http        → api call clock error_chain
-//! api         → queue status_log call_index nats call clock
-//! admission   → queue status_log call_index nats call clock retry
-//! feed        → queue call_index nats call clock retry
-//! dialler     → queue reconcile status_log nats runner job_watch job call clock retry error_chain
-//! reconcile   → status_log nats runner job_watch job call clock retry
+//! api         → queue status_log call_index nats policy call clock
+//! admission   → queue status_log call_index nats policy call clock retry
+//! feed        → queue call_index nats policy call clock retry
+//! dialler     → queue reconcile status_log nats runner job_watch job policy call clock retry error_chain
+//! reconcile   → queue status_log nats runner job_watch job call clock retry
 //! job_watch   → runner job call
-//! queue       → status_log nats call clock retry
+//! queue       → status_log nats policy call clock retry
 //! status_log  → nats call
 //! call_index  → status_log nats call clock retry
 //! runner      → job call retry error_chain
 //! nats        → clock error_chain
-//! schema      → http api queue call
-//! config      → nats job call
+//! schema      → http api queue config policy call
+//! config      → nats job policy call
 //! telemetry   → config
 //! clock       → call
 //! retry       → error_chain
 //! job         → call
+//! policy      → call
 //! call        →
 //! error_chain →
 //! shutdown    →
 //! ```
 //!
-//! `call` and `job` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve.rs` wires.
+//! `call`, `job` and `policy` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve.rs` wires.
 
 pub mod admission;
 pub mod api;
@@ -63,6 +64,7 @@ pub mod http;
 pub mod job;
 pub mod job_watch;
 pub mod nats;
+pub mod policy;
 pub mod queue;
 pub mod reconcile;
 pub mod retry;

@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::call::CallName;
+use crate::call::{CallName, StatusEvent};
 use crate::clock::now;
 use crate::job::advance::{Moments, Patience};
 use crate::job::compare::{Comparison, LATE_REQUEST, compare, compare_absent};
 use crate::job::{Observed, ObservedJob};
 use crate::job_watch::JobStore;
 use crate::nats::{NatsError, NatsErrorKind};
+use crate::queue::Breakers;
 use crate::retry;
 use crate::runner::{Runner, RunnerError};
 use crate::status_log::{Recorded, StatusLog};
@@ -35,13 +36,30 @@ const AT_ONCE: usize = 32;
 /// Jobs that are let go at once: after an outage there are hundreds, and those that wait for their start go first.
 const RELEASED_AT_ONCE: usize = 16;
 
+/// What an attempt is judged by.
+#[derive(Clone)]
+pub struct Judge {
+    /// How long is waited for attempts.
+    pub patience: Patience,
+    /// Whether its trunk works for others.
+    pub breakers: Breakers,
+}
+
+impl Judge {
+    /// The moments of the attempt that was claimed last.
+    pub fn moments(&self, last: &StatusEvent) -> Moments {
+        let trunk_works = last.trunk.as_deref().is_some_and(|trunk| self.breakers.works(trunk));
+        Moments::of(last, self.patience, now()).on_trunk(trunk_works)
+    }
+}
+
 /// Compares, stops and lets go.
 #[derive(Clone)]
 pub struct Reconciler {
     log: StatusLog,
     runner: Arc<dyn Runner>,
     store: JobStore,
-    patience: Patience,
+    judge: Judge,
     cluster: String,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -57,13 +75,13 @@ impl Reconciler {
         log: StatusLog,
         runner: Arc<dyn Runner>,
         store: JobStore,
-        patience: Patience,
+        judge: Judge,
         cluster: String,
         closing: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
         let (releases, leaving, wanted) = (Arc::new(Semaphore::new(RELEASED_AT_ONCE)), Arc::default(), Arc::default());
-        Self { log, runner, store, patience, cluster, closing, tasks, releases, leaving, wanted }
+        Self { log, runner, store, judge, cluster, closing, tasks, releases, leaving, wanted }
     }
 
     /// Asks [`Self::run`] to compare now.
@@ -131,7 +149,7 @@ impl Reconciler {
     /// Compares the Jobs that the log knows of and the runner does not have: they were never made, or removed while nobody followed
     /// them.
     async fn reconcile_absent(&self) {
-        let start_by = SignedDuration::from_secs(self.patience.start_seconds.into());
+        let start_by = SignedDuration::from_secs(self.judge.patience.start_seconds.into());
         for job in self.store.absent(now() - start_by - LATE_REQUEST) {
             let span = tracing::info_span!("reconcile", job);
             if let Err(error) = self.reconcile_absent_one(&job).instrument(span).await {
@@ -144,7 +162,7 @@ impl Reconciler {
     async fn reconcile_absent_one(&self, job: &str) -> Result<(), RunnerError> {
         let Some(name) = CallName::of_job(job) else { return Ok(()) };
         let Ok(Some(last)) = self.log.last(&name).await else { return Ok(()) };
-        let moments = Moments::of(&last.event, self.patience, now());
+        let moments = self.judge.moments(&last.event);
         let Some(change) = compare_absent(&last.event, job, &self.cluster, moments) else { return Ok(()) };
         if self.runner.find(job).await?.is_none()
             && let Ok(event) = last.event.next(change, now())
@@ -158,7 +176,7 @@ impl Reconciler {
     /// Appends what the Job shows, and says what is left to do then; `None` when somebody else is at it.
     async fn catch_up(&self, mut last: Recorded, job: &ObservedJob) -> Option<Comparison> {
         loop {
-            let moments = Moments::of(&last.event, self.patience, now());
+            let moments = self.judge.moments(&last.event);
             match compare(&last.event, job, &self.cluster, moments) {
                 Comparison::Append(change) => {
                     let event = last.event.next(change, now()).ok()?;

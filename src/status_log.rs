@@ -287,8 +287,8 @@ mod tests {
     }
 
     fn pending() -> Change {
-        let (cluster, namespace) = ("here".to_owned(), "calls".to_owned());
-        Change::Pending { attempt: 1, cluster, namespace, ends_by: Timestamp::UNIX_EPOCH }
+        let (cluster, namespace, trunk) = ("here".to_owned(), "calls".to_owned(), "default".to_owned());
+        Change::Pending { attempt: 1, cluster, namespace, trunk, ends_by: Timestamp::UNIX_EPOCH }
     }
 
     fn busy() -> Change {

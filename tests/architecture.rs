@@ -20,7 +20,7 @@ const OUTSIDE: [&str; 11] = [
     "Timestamp::now",
 ];
 /// Modules that reach nothing.
-const CORE: [&str; 2] = ["call", "job"];
+const CORE: [&str; 3] = ["call", "job", "policy"];
 /// Words of NATS that the HTTP side must not know.
 const NATS_WORDS: [&str; 3] = ["async_nats", "jetstream", "crate::nats"];
 

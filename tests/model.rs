@@ -43,7 +43,7 @@ use sipstuff_operator::job::advance::Patience;
 use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrder, Observed, ObservedJob, Ran};
 use sipstuff_operator::job_watch::JobStore;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
-use sipstuff_operator::queue::Delivery;
+use sipstuff_operator::policy::{DEFAULT_TRUNK, Trunk, Trunks};
 use sipstuff_operator::queue::control::Pause;
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::in_flight::InFlight;
@@ -51,9 +51,11 @@ use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE
 use sipstuff_operator::queue::scheduled::Timers;
 use sipstuff_operator::queue::waiting::{Kind, Waiting, job_of};
 use sipstuff_operator::queue::window::Window;
-use sipstuff_operator::reconcile::Reconciler;
+use sipstuff_operator::queue::{Breakers, Delivery, TrunkControl};
+use sipstuff_operator::reconcile::{Judge, Reconciler};
 use sipstuff_operator::runner::{Observation, Runner, RunnerError, RunnerInfo, StartError};
 use sipstuff_operator::status_log::StatusLog;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -316,6 +318,7 @@ struct World {
     window: Window,
     admission: Admission,
     timers: Timers,
+    trunks: TrunkControl,
     api: Api,
     clusters: BTreeMap<&'static str, Arc<Cluster>>,
     diallers: Vec<(Arc<Dialler>, Arc<Line>)>,
@@ -349,20 +352,25 @@ fn describe<'a>(events: impl Iterator<Item = &'a StatusEvent>) -> String {
     events.map(line).collect()
 }
 
+fn the_only_trunk() -> Trunk {
+    let (name, secret) = (DEFAULT_TRUNK.to_owned(), "sip-credentials".to_owned());
+    Trunk { name, secret, max_active: 1000, calls_per_second: None, node_selector: None }
+}
+
 impl World {
     async fn begin() -> Self {
         let nats = NatsServer::start().await;
         let client = nats.client().await;
         let js = jetstream::new(client.clone());
         let names = Names::default();
-        let settings = StreamSettings {
-            names: names.clone(),
-            replicas: 1,
-            queue_max_messages: -1,
-            queue_max_bytes: -1,
-            max_active_calls: 1000,
-        };
-        let consumer = streams::ensure(&js, &settings).await.unwrap();
+        let settings =
+            StreamSettings { names: names.clone(), replicas: 1, queue_max_messages: -1, queue_max_bytes: -1 };
+        let consumer = streams::ensure(&js, &settings, DEFAULT_TRUNK, 1000).await.unwrap();
+        let live = watch::channel(Arc::new(Trunks::single(the_only_trunk()))).1;
+        let bucket = streams::bucket(&js, &settings).await.unwrap();
+        let breakers = Breakers::new(bucket.clone(), js.clone(), &names.alerts, 0);
+        let trunks = TrunkControl::new(live.clone(), breakers, bucket);
+        trunks.breakers.read(DEFAULT_TRUNK).await.unwrap();
         let log = StatusLog::open(js.clone(), &names, KEEP).await.unwrap();
         let (inbox, timers) = (Inbox::new(js.clone(), &names), Timers::new(js.clone(), &names));
         let (waiting, window) = (Waiting::open(js.clone(), &names).await.unwrap(), Window::new(js.clone(), &names));
@@ -375,7 +383,8 @@ impl World {
             due: names.due.clone(),
             index: CallIndex::default(),
             namespace: "calls".to_owned(),
-            on_queued: Box::new(|| {}),
+            trunks: live.clone(),
+            on_queued: Box::new(|_| {}),
         };
         let api = Api::default();
         api.open(api::Parts {
@@ -385,6 +394,8 @@ impl World {
             waiting: waiting.clone(),
             timers: timers.clone(),
             index: CallIndex::default(),
+            trunks: trunks.clone(),
+            pause: Pause::never(),
             namespace: "calls".to_owned(),
         });
         let clusters = BTreeMap::from(["north", "south"].map(|name| (name, Arc::new(Cluster::default()))));
@@ -400,6 +411,7 @@ impl World {
             window,
             admission,
             timers,
+            trunks,
             api,
             clusters,
             diallers: Vec::new(),
@@ -421,11 +433,12 @@ impl World {
         closing.cancel();
         let (store, tasks) = (JobStore::default(), TaskTracker::new());
         let patience = Patience { start_seconds: job_defaults().start_seconds, faults: KEEP };
+        let judge = Judge { patience, breakers: self.trunks.breakers.clone() };
         let reconciler = Reconciler::new(
             self.log.clone(),
             line.clone(),
             store.clone(),
-            patience,
+            judge.clone(),
             cluster.to_owned(),
             CancellationToken::new(),
             tasks.clone(),
@@ -441,9 +454,11 @@ impl World {
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
             pause: Pause::never(),
-            rate_limit: None,
+            trunks: self.trunks.clone(),
+            window: self.window.clone(),
+            waiting: self.waiting.clone(),
             on_settled: Box::new(|| {}),
-            patience,
+            judge,
             closing,
             tasks,
             starts: Starts::default(),
@@ -520,9 +535,12 @@ impl World {
 
     /// What is in the queue goes into the window.
     async fn feed(&self, stays: bool) {
-        let all = Kind { priority: None, class: None, batch: None };
+        let all = Kind::ANY;
         for head in self.waiting.oldest(all, 1).await.unwrap() {
-            self.window.put(job_of(&head.subject), head.headers.clone(), head.payload.clone()).await.unwrap();
+            self.window
+                .put(DEFAULT_TRUNK, job_of(&head.subject), head.headers.clone(), head.payload.clone())
+                .await
+                .unwrap();
             if !stays {
                 self.waiting.remove(head.sequence).await.unwrap();
             }

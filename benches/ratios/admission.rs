@@ -16,6 +16,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use sipstuff_operator::call::{Change, StatusEvent};
 use sipstuff_operator::nats::{Names, streams};
+use sipstuff_operator::policy::{DEFAULT_TRUNK, TrunkGroup};
 use sipstuff_operator::queue::Waiting;
 use sipstuff_operator::queue::control::{self, Paused};
 use sipstuff_operator::status_log::StatusLog;
@@ -70,8 +71,8 @@ pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
 async fn by_operator(count: usize) -> (f64, f64, Samples) {
     let (nats, state) = (NatsServer::start().await, Scratch::new("state"));
     let jetstream = requests::jetstream(&nats).await;
-    let settings = requests::stream_settings(1);
-    streams::ensure(&jetstream, &settings).await.expect("the streams");
+    let settings = requests::stream_settings();
+    streams::ensure(&jetstream, &settings, DEFAULT_TRUNK, 1).await.expect("the streams");
     let bucket = streams::bucket(&jetstream, &settings).await.expect("the bucket");
     let paused = Paused { until: None, by: None, reason: None, since: None };
     control::pause(&bucket, &paused).await.expect("a pause");
@@ -91,6 +92,7 @@ async fn by_bare_steps(count: usize) -> f64 {
     requests::ensure_streams(&jetstream, 1).await;
     let names = Names::default();
     let log = StatusLog::open(jetstream.clone(), &names, Duration::from_secs(72 * 3600)).await.expect("the log");
+    let trunks = TrunkGroup::from_token(DEFAULT_TRUNK);
     let waiting = Waiting::open(jetstream.clone(), &names).await.expect("the queue");
     let consumer = jetstream.get_consumer_from_stream(&names.admission_consumer, &names.calls_stream).await;
     let consumer: PullConsumer = consumer.expect("the consumer");
@@ -98,14 +100,14 @@ async fn by_bare_steps(count: usize) -> f64 {
     let steps = async {
         let messages = consumer.stream().max_messages_per_batch(512).messages().await.expect("messages");
         let steps = messages.take(count).enumerate().map(|(number, message)| {
-            let (log, waiting) = (&log, &waiting);
+            let (log, waiting, trunks) = (&log, &waiting, &trunks);
             async move {
                 let (message, now) = (message.expect("a message"), Timestamp::now());
                 let call = requests::call(number);
                 let event = StatusEvent::first(&call, "bench", now, Change::Queued, now).expect("a call may begin so");
                 let recorded = log.append(event, 0).await.expect("an append");
                 let body: Bytes = message.payload.clone();
-                waiting.put(&recorded.event, 1, HeaderMap::new(), body).await.expect("a place in the queue");
+                waiting.put(&recorded.event, 1, trunks, HeaderMap::new(), body).await.expect("a place in the queue");
                 message.ack().await.expect("an acknowledgement");
             }
         });

@@ -1,5 +1,5 @@
-//! `POST /call` answered per second, beside a raw JetStream publish with ack of the same body at the same concurrency, into
-//! a stream of the same kind on the same server.
+//! `POST /call` answered per second, beside the least that any such door does: a warp handler that publishes the body with ack and answers
+//! 202. And beside a raw JetStream publish of the same body without HTTP, into a stream of the same kind on the same server.
 //!
 //! Only accepting is measured: the one slot for calls in progress (`MAX_ACTIVE_CALLS=1`) is held by this program, so the
 //! operator dials nothing. It does all else: it admits each call meanwhile, which is two more messages, a line in its log and its index.
@@ -14,7 +14,9 @@ use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
 use sipstuff_operator::nats::Names;
+use sipstuff_operator::policy::DEFAULT_TRUNK;
 use sipstuff_operator::queue::Window;
+use warp::Filter;
 
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
 use super::report::{Expected, Row, median};
@@ -26,8 +28,8 @@ const CONCURRENCIES: [usize; 3] = [1, 32, 256];
 /// How long one side works in a round.
 const TURN: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_millis(500);
-/// A call is three durable messages, of which one is waited for.
-const EXPECTED: Expected = Expected::AtLeast(0.3);
+/// Of the bare handler, while admission keeps up.
+const EXPECTED: Expected = Expected::AtLeast(0.6);
 
 /// Places one call after the other.
 pub(crate) struct Caller {
@@ -45,6 +47,40 @@ impl Worker for Caller {
     async fn once(&mut self) {
         let answer = self.connection.ask(&self.request).await;
         assert_eq!(answer.status, 202, "{}", String::from_utf8_lossy(answer.body));
+    }
+}
+
+/// The bare handler, and what it listens on.
+struct Bare {
+    base: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Bare {
+    async fn start(jetstream: &Context) -> Self {
+        let jetstream = jetstream.clone();
+        let publish = move |body: Bytes| {
+            let jetstream = jetstream.clone();
+            async move {
+                let ack = jetstream.publish("raw.calls", body).await.expect("a publish");
+                ack.await.expect("an acknowledgement");
+                warp::reply::with_status("{}", http::StatusCode::ACCEPTED)
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
+        let base = format!("http://{}", listener.local_addr().expect("a bound listener has an address"));
+        let routes = warp::post().and(warp::path!("call")).and(warp::body::bytes()).then(publish);
+        Self { base, task: tokio::spawn(warp::serve(routes).incoming(listener).run()) }
+    }
+
+    async fn caller(&self) -> Caller {
+        Caller { connection: Connection::open(&self.base).await, request: post() }
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -94,20 +130,24 @@ async fn compare(
     jetstream: &Context,
     concurrency: usize,
     rounds: usize,
-) -> [Row; 3] {
+) -> [Row; 4] {
     let server = nats.pid().expect("the server runs");
-    let mut callers = Vec::new();
+    let bare = Bare::start(jetstream).await;
+    let (mut callers, mut bare_callers) = (Vec::new(), Vec::new());
     for _ in 0..concurrency {
         callers.push(Caller::of(operator).await);
+        bare_callers.push(bare.caller().await);
     }
     let body = Bytes::from(requests::body());
     let mut publishers: Vec<_> =
         (0..concurrency).map(|_| Publisher { jetstream: jetstream.clone(), body: body.clone() }).collect();
     work(&mut callers, WARM_UP).await;
+    work(&mut bare_callers, WARM_UP).await;
     work(&mut publishers, WARM_UP).await;
     let stored = async || jetstream.get_stream("RAW").await.expect("a stream").cached_info().state.messages;
     let before = stored().await;
-    let (mut ours, mut raw, mut rates) = (Samples::default(), Samples::default(), Vec::new());
+    let (mut ours, mut of_bare, mut raw) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut rates, mut raw_rates) = (Vec::new(), Vec::new());
     let (mut operator_cpu, mut server_cpu) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = (cpu_seconds(operator.pid()), cpu_seconds(server));
@@ -115,20 +155,29 @@ async fn compare(
         let between = (cpu_seconds(operator.pid()), cpu_seconds(server));
         let publishes = work(&mut publishers, TURN).await;
         let after = cpu_seconds(server);
+        let bare_calls = work(&mut bare_callers, TURN).await;
         let micros = |seconds: f64, samples: &Samples| seconds * 1e6 / samples.micros.len() as f64;
         operator_cpu.push(micros(between.0 - before.0, &calls));
         server_cpu.push((micros(between.1 - before.1, &calls), micros(after - between.1, &publishes)));
-        rates.push((calls.rate(), publishes.rate()));
+        rates.push((calls.rate(), bare_calls.rate()));
+        raw_rates.push((calls.rate(), publishes.rate()));
         ours.add(calls);
+        of_bare.add(bare_calls);
         raw.add(publishes);
     }
-    assert_eq!(stored().await - before, raw.micros.len() as u64, "what was acknowledged is stored");
+    assert_eq!(
+        stored().await - before,
+        (raw.micros.len() + of_bare.micros.len()) as u64,
+        "what was acknowledged is stored"
+    );
     let row = |key: &str| format!("api.{concurrency}{key}");
     let what = |what: &str| format!("{what}, {concurrency} at a time");
     [
-        Row::of_rounds(row(""), what("POST /call"), "per s", &rates)
-            .latencies(ours.latency(), Some(raw.latency()))
+        Row::of_rounds(row(""), what("POST /call beside a bare warp handler"), "per s", &rates)
+            .latencies(ours.latency(), Some(of_bare.latency()))
             .expect(EXPECTED),
+        Row::of_rounds(row(".raw"), what("POST /call beside a raw publish"), "per s", &raw_rates)
+            .latencies(ours.latency(), Some(raw.latency())),
         Row::alone(row(".operator_cpu"), what("the operator's processor time for a call"), "µs", median(operator_cpu)),
         Row::of_rounds(row(".server_cpu"), what("nats-server's for a call"), "µs", &server_cpu),
     ]
@@ -158,9 +207,9 @@ async fn raw_stream(jetstream: &Context) {
 /// Takes one message through the dialler's own consumer and never lets it go, so that nobody else gets any.
 async fn hold_the_slot(jetstream: &Context) {
     let window = Window::new(jetstream.clone(), &Names::default());
-    window.put("held", HeaderMap::new(), Bytes::new()).await.expect("a publish");
+    window.put(DEFAULT_TRUNK, "held", HeaderMap::new(), Bytes::new()).await.expect("a publish");
     let stream = jetstream.get_stream("SIP_DIAL").await.expect("the window");
-    let consumer = stream.get_consumer("dialler").await.expect("the dialler's consumer");
+    let consumer = stream.get_consumer("dialler-default").await.expect("the dialler's consumer");
     let consumer: async_nats::jetstream::consumer::PullConsumer = consumer;
     let mut messages = consumer.fetch().max_messages(1).messages().await.expect("a fetch");
     let message = messages.next().await.expect("a message was published").expect("a message");

@@ -5,6 +5,7 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 use sipstuff_operator::call::{Call, CallId, validate};
 use sipstuff_operator::nats::{Names, StreamSettings, connect, streams};
+use sipstuff_operator::policy::DEFAULT_TRUNK;
 
 use super::support::NatsServer;
 
@@ -30,19 +31,13 @@ pub(crate) async fn jetstream(nats: &NatsServer) -> Context {
 }
 
 /// The operator's streams, without limits, as it would make them.
-pub(crate) fn stream_settings(max_active_calls: usize) -> StreamSettings {
-    StreamSettings {
-        names: Names::default(),
-        replicas: 1,
-        queue_max_messages: -1,
-        queue_max_bytes: -1,
-        max_active_calls: i64::try_from(max_active_calls).expect("a small number"),
-    }
+pub(crate) fn stream_settings() -> StreamSettings {
+    StreamSettings { names: Names::default(), replicas: 1, queue_max_messages: -1, queue_max_bytes: -1 }
 }
 
 /// Makes the operator's streams before it does.
-pub(crate) async fn ensure_streams(jetstream: &Context, max_active_calls: usize) {
-    streams::ensure(jetstream, &stream_settings(max_active_calls)).await.expect("the streams");
+pub(crate) async fn ensure_streams(jetstream: &Context, channels: u32) {
+    streams::ensure(jetstream, &stream_settings(), DEFAULT_TRUNK, channels).await.expect("the streams");
 }
 
 /// Puts so many requests into the queue, as any NATS client would.

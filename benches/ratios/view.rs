@@ -153,7 +153,7 @@ async fn deep_cursor(connection: &mut Connection, count: usize) -> String {
 /// Writes the stories of so many calls, as many of one status as of another to a factor.
 async fn write(jetstream: &Context, count: usize) {
     let retention = Duration::from_secs(72 * 3600);
-    let log = StatusLog::open(jetstream.clone(), &requests::stream_settings(1).names, retention).await;
+    let log = StatusLog::open(jetstream.clone(), &requests::stream_settings().names, retention).await;
     let log = log.expect("the status log");
     let begin = Instant::now();
     let first = Timestamp::now() - SignedDuration::from_millis(i64::try_from(count).expect("a small number"));
@@ -178,6 +178,7 @@ fn story(number: usize, moment: Timestamp) -> Vec<StatusEvent> {
             attempt: 1,
             cluster: "bench".into(),
             namespace: "bench".into(),
+            trunk: "default".into(),
             ends_by: Timestamp::UNIX_EPOCH,
         },
         Change::Running { started_at: moment },

@@ -121,7 +121,13 @@ mod tests {
     }
 
     fn pending() -> Change {
-        Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), ends_by: at(900) }
+        Change::Pending {
+            attempt: 1,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(900),
+        }
     }
 
     fn busy() -> Change {

@@ -21,13 +21,14 @@ use crate::call::{Call, CallId, Change, FieldError, Fingerprint, Refusal, Status
 use crate::call_index::CallIndex;
 use crate::clock::now;
 use crate::nats::{NatsError, NatsErrorKind};
+use crate::policy::{DEFAULT_TRUNK, TrunkGroup, Wanted};
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::decode::{Decoded, Unfit, decode};
 use crate::queue::inbox::{HEADER_CALL_ID, HEADER_DUE, HEADER_EXPIRY, Labels};
 use crate::queue::scheduled::Timers;
 use crate::queue::waiting::Waiting;
 use crate::queue::window::Window;
-use crate::queue::{Delivery, Keeper};
+use crate::queue::{Delivery, Keeper, LiveTrunks};
 use crate::retry::{self, Retry};
 use crate::status_log::{Recorded, StatusLog};
 
@@ -56,10 +57,12 @@ pub struct Admission {
     pub due: String,
     /// How many calls wait.
     pub index: CallIndex,
+    /// Which trunks may dial a call.
+    pub trunks: LiveTrunks,
     /// Namespace of the Jobs.
     pub namespace: String,
-    /// Called when something was put into the queue.
-    pub on_queued: Box<dyn Fn() + Send + Sync>,
+    /// Called when something was put into the queue for some trunks.
+    pub on_queued: Box<dyn Fn(&TrunkGroup) + Send + Sync>,
 }
 
 /// Where requests come from.
@@ -159,8 +162,17 @@ impl Admission {
     async fn settle(&self, decoded: &Decoded, delivery: &Delivery) -> Result<(), NatsError> {
         let Decoded { call, request } = decoded;
         let asked = self.asked(call, delivery);
+        let route = self.trunks.borrow().candidates(&Wanted::of(&call.spec, None)).map(drop);
         // Most are new, and the append says so when one is not.
-        let mut last = if asked.fired.is_none() { None } else { self.log.last(&call.name).await? };
+        let is_new = asked.fired.is_none() && route.is_ok();
+        let mut last = if is_new { None } else { self.log.last(&call.name).await? };
+        if let (Err(unroutable), None) = (route, &last) {
+            let errors = vec![unroutable.as_field_error()];
+            let reason = Refusal::Invalid { id: Some(call.id.clone()), errors }.to_string();
+            tracing::warn!(call_id = %call.id, reason, "a message becomes a dead letter");
+            self.dead.put(delivery, &reason, now()).await?;
+            return self.record(call, None, Change::Rejected { reason }, delivery).await.map(drop);
+        }
         loop {
             let step = decide(last.as_ref().map(|last| &last.event), &asked, now());
             tracing::trace!(call_id = %call.id, ?step, "admission");
@@ -175,7 +187,8 @@ impl Admission {
                 Step::Dial(attempt) => {
                     let labels = labels(call, last.as_ref(), attempt, delivery);
                     let job = call.name.job(attempt);
-                    return self.window.put(&job, labels.headers(), request.clone()).await;
+                    let trunk = last.as_ref().and_then(|last| last.event.trunk.as_deref()).unwrap_or(DEFAULT_TRUNK);
+                    return self.window.put(trunk, &job, labels.headers(), request.clone()).await.map(drop);
                 }
                 Step::Done => return Ok(()),
                 Step::Conflict => return self.refuse_conflict(call, delivery).await,
@@ -196,8 +209,10 @@ impl Admission {
             None => StatusEvent::first(call, &self.namespace, delivery.queued_at(), change, now()),
         };
         let event = event.expect("admission decides on legal steps");
+        let group = || self.group(call, last.as_ref());
         let event = match event.status {
-            Status::Queued => event.behind(self.index.count_of(Status::Queued) as u64),
+            Status::Queued => event.for_trunks(group().names()).behind(self.index.count_of(Status::Queued) as u64),
+            Status::Scheduled => event.for_trunks(group().names()),
             _ => event,
         };
         match self.log.append(event, last.map_or(0, |last| last.sequence)).await {
@@ -257,10 +272,16 @@ impl Admission {
                 .expect("a call may begin with `queued`"),
         };
         self.watch_expiry(call).await?;
-        self.waiting.put(&place, attempt, labels.headers(), request.clone()).await?;
+        let trunks = self.group(call, last);
+        self.waiting.put(&place, attempt, &trunks, labels.headers(), request.clone()).await?;
         fail::fail_point!("admission-placed");
-        (self.on_queued)();
+        (self.on_queued)(&trunks);
         Ok(())
+    }
+
+    /// The trunks that may dial a call.
+    fn group(&self, call: &Call, last: Option<&Recorded>) -> TrunkGroup {
+        self.trunks.borrow().group(&Wanted::of(&call.spec, last.map(|last| &last.event)))
     }
 
     /// Wherever a call waits, it is told when it has done so for too long.

@@ -8,9 +8,10 @@ use super::{Api, Error, Parts};
 use crate::call::validate::Parsed;
 use crate::call::{Call, CallId, CallName, Change, StatusEvent, TraceParent};
 use crate::clock::{self, now};
+use crate::policy::Wanted;
 
 /// How long a request may lie in the inbox while somebody waits for what becomes of it.
-const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ADMITTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A call that was accepted durably.
 #[derive(Debug, Clone)]
@@ -46,6 +47,9 @@ impl Api {
             }
             return Ok(Accepted { event, fresh: false });
         }
+        if let Err(unroutable) = parts.trunks.now().candidates(&Wanted::of(&call.spec, None)) {
+            return Err(Error::Unroutable(unroutable.as_field_error()));
+        }
         if !parts.inbox.publish_once(&call, body.clone()).await? {
             // A message with this id came a moment ago: what became of that one says what becomes of this one, unless it was another call.
             if let Some(event) = unless_conflict(&call, parts.admitted(&call.name).await?)? {
@@ -69,16 +73,16 @@ impl Parts {
     /// # Errors
     /// [`Error::NotAdmitted`] when that takes more than some seconds.
     pub(super) async fn admitted(&self, name: &CallName) -> Result<Option<StatusEvent>, Error> {
-        self.all_admitted().await?;
+        self.all_admitted(ADMITTED_WITHIN).await?;
         Ok(self.log.last(name).await?.map(|last| last.event))
     }
 
     /// Returns once everything that is in the inbox now has been admitted.
     ///
     /// # Errors
-    /// [`Error::NotAdmitted`] when that takes more than some seconds.
-    pub(super) async fn all_admitted(&self) -> Result<(), Error> {
-        if self.inbox.is_admitted(ADMITTED_WITHIN).await? { Ok(()) } else { Err(Error::NotAdmitted) }
+    /// [`Error::NotAdmitted`] when that takes longer than `within`.
+    pub(super) async fn all_admitted(&self, within: Duration) -> Result<(), Error> {
+        if self.inbox.is_admitted(within).await? { Ok(()) } else { Err(Error::NotAdmitted) }
     }
 }
 

@@ -1,24 +1,36 @@
 //! Cancelling calls: what waits ends at once, what runs is asked to. The log decides every race with the call's own end.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 
 use super::{Api, Error, Parts};
 use crate::call::{CallName, Change, Status, StatusEvent};
-use crate::call_index::{self, Key};
+use crate::call_index::{self, Brief, Key};
 use crate::clock::now;
 use crate::nats::{NatsError, NatsErrorKind};
 use crate::status_log::Recorded;
 
-/// Calls of a batch that are cancelled at once.
-const AT_ONCE: usize = 64;
-/// Calls of a batch that are taken from the index at once.
-const PAGE: usize = 1000;
+/// Calls that are cancelled at once.
+const AT_ONCE: usize = 256;
+/// Calls that are taken from the index at once.
+const PAGE: usize = 5000;
+/// How long is waited until what was published before is admitted: as long as a client may be expected to wait for an answer.
+const ADMITTED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What became of a batch's calls.
+/// Which calls are to be cancelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of a batch.
+    Batch(String),
+    /// Those that are in progress on a trunk, or wait and would rather be dialled on it than on another.
+    Trunk(String),
+}
+
+/// What became of the calls that were to be cancelled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
-pub struct BatchCancel {
+pub struct Cancelled {
     /// Ended `cancelled`, now or before.
     pub cancelled: usize,
     /// In progress: their Jobs are being stopped.
@@ -29,7 +41,7 @@ pub struct BatchCancel {
     pub unreadable: usize,
 }
 
-impl BatchCancel {
+impl Cancelled {
     fn count(&mut self, cancelled: Result<Option<StatusEvent>, NatsError>) -> Result<(), NatsError> {
         match cancelled {
             Ok(Some(event)) if event.status == Status::Cancelled => self.cancelled += 1,
@@ -37,7 +49,7 @@ impl BatchCancel {
             Ok(Some(_)) => self.ended += 1,
             Ok(None) => {}
             Err(error) if error.kind() == NatsErrorKind::Corrupt => {
-                tracing::warn!(error = error.chain(), "a call of a batch cannot be cancelled");
+                tracing::warn!(error = error.chain(), "a call cannot be cancelled");
                 self.unreadable += 1;
             }
             Err(error) => return Err(error),
@@ -59,24 +71,32 @@ impl Api {
         }
     }
 
-    /// Cancels every call of a batch that was published before this is asked.
+    /// Cancels every call of a batch, or of a trunk, that was published before this is asked.
     ///
     /// # Errors
     /// [`Error`], as for [`Self::cancel`]; some calls may be cancelled then, and asking again goes on with the others.
     /// [`Error::Behind`] when the index does not know every call of the log in time; nothing was cancelled then.
-    pub async fn cancel_batch(&self, batch: &str) -> Result<BatchCancel, Error> {
+    pub async fn cancel_all(&self, scope: &Scope) -> Result<Cancelled, Error> {
         let parts = self.parts()?;
-        parts.all_admitted().await?;
+        parts.all_admitted(ADMITTED_WITHIN).await?;
         // What is in the queue by now has its record, so it is cancelled below.
         let queued = parts.waiting.last_sequence().await?;
         parts.index.catch_up(&parts.log).await?;
-        let mut sum = BatchCancel::default();
+        let mut sum = Cancelled::default();
         if parts.index.has_dropped_active_calls() {
-            parts.cancel_recorded(batch, &mut sum).await?;
+            parts.cancel_recorded(scope, &mut sum).await?;
         } else {
-            parts.cancel_indexed(batch, &mut sum).await?;
+            parts.cancel_indexed(scope, &mut sum).await?;
         }
-        parts.waiting.withdraw_batch(batch, queued).await?;
+        match scope {
+            Scope::Batch(batch) => parts.waiting.withdraw_batch(batch, queued).await?,
+            Scope::Trunk(trunk) => {
+                let groups = parts.trunks.now().groups();
+                for group in groups.iter().filter(|group| group.names().next() == Some(trunk)) {
+                    parts.waiting.withdraw_group(group, queued).await?;
+                }
+            }
+        }
         Ok(sum)
     }
 }
@@ -91,10 +111,13 @@ impl Parts {
         Ok(Some(event))
     }
 
-    async fn cancel_indexed(&self, batch: &str, sum: &mut BatchCancel) -> Result<(), NatsError> {
+    async fn cancel_indexed(&self, scope: &Scope, sum: &mut Cancelled) -> Result<(), NatsError> {
         let mut before = None;
         loop {
-            let page = self.index.page(None, Some(batch), before, PAGE);
+            let page = match scope {
+                Scope::Batch(batch) => self.index.page(None, Some(batch), before, PAGE),
+                Scope::Trunk(trunk) => self.index.page_of_trunk(trunk, before, PAGE),
+            };
             let Some((last, _)) = page.last() else { return Ok(()) };
             before = Some(*last);
             let cancels = page.into_iter().map(|(key, sequence)| self.cancel_at(key, sequence));
@@ -103,8 +126,12 @@ impl Parts {
     }
 
     /// Reads the log instead of the index, which is too small to hold every call that can be cancelled.
-    async fn cancel_recorded(&self, batch: &str, sum: &mut BatchCancel) -> Result<(), NatsError> {
-        let names = call_index::active_calls_of(&self.log, batch).await?;
+    async fn cancel_recorded(&self, scope: &Scope, sum: &mut Cancelled) -> Result<(), NatsError> {
+        let is_meant = |brief: &Brief| match scope {
+            Scope::Batch(batch) => brief.batch.as_ref() == Some(batch),
+            Scope::Trunk(trunk) => brief.is_for(trunk),
+        };
+        let names = call_index::active_calls(&self.log, is_meant).await?;
         let cancels = names.map(|name| async { self.cancel(&name?, None).await });
         count_all(cancels, sum).await
     }
@@ -123,11 +150,16 @@ impl Parts {
         }
     }
 
-    /// `known` stands in where the leader knows nothing of the call: it cannot have a state that the log does not allow, since the
-    /// append names the record that it follows.
-    async fn cancel(&self, name: &CallName, mut known: Option<Recorded>) -> Result<Option<StatusEvent>, NatsError> {
+    /// `known` is a record of the call, perhaps not its last one: it cannot lead to a state that the log does not allow, since the append
+    /// names the record that it follows. It also stands in where the leader knows nothing of the call.
+    async fn cancel(&self, name: &CallName, known: Option<Recorded>) -> Result<Option<StatusEvent>, NatsError> {
+        let mut next = known.clone();
         loop {
-            let Some(last) = self.log.last(name).await?.or_else(|| known.take()) else { return Ok(None) };
+            let read = match next.take() {
+                Some(known) => Some(known),
+                None => self.log.last(name).await?,
+            };
+            let Some(last) = read.or_else(|| known.clone()) else { return Ok(None) };
             let Some(change) = last.event.cancel() else { return Ok(Some(last.event)) };
             match self.record(&last, change).await {
                 Ok(event) => {
@@ -157,7 +189,7 @@ fn note_failure(event: &StatusEvent, withdrawn: Result<(), NatsError>) {
 
 async fn count_all(
     cancels: impl Stream<Item = impl Future<Output = Result<Option<StatusEvent>, NatsError>>>,
-    sum: &mut BatchCancel,
+    sum: &mut Cancelled,
 ) -> Result<(), NatsError> {
     let mut cancels = pin!(cancels.buffer_unordered(AT_ONCE));
     while let Some(cancelled) = cancels.next().await {

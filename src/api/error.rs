@@ -1,5 +1,6 @@
 //! Why a request of the outside was not carried out, in terms that every way in can word for its users.
 
+use crate::call::FieldError;
 use crate::call_index::{Behind, CatchUpError};
 use crate::nats::{NatsError, NatsErrorKind};
 
@@ -11,6 +12,9 @@ pub enum Error {
         "id `{0}` was used for another request; the first call is untouched. Use a new id, or send the same request"
     )]
     Conflict(String),
+    /// No trunk may dial the call.
+    #[error("{}: {}", .0.field, .0.message)]
+    Unroutable(FieldError),
     /// The cursor was not made by this program.
     #[error("`{0}` is not a valid cursor; pass the one from the `Link` header")]
     BadCursor(String),

@@ -2,8 +2,10 @@
 //! knows this and nothing of NATS.
 
 mod accept;
+mod batch;
 mod cancel;
 mod error;
+mod outlook;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,17 +13,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub use accept::Accepted;
 use async_nats::Client;
 use async_nats::connection::State;
-pub use cancel::BatchCancel;
+pub use batch::BatchState;
+pub use cancel::{Cancelled, Scope};
 pub use error::Error;
 use futures::{StreamExt, stream};
+pub use outlook::Outlook;
 use tokio::sync::Semaphore;
 
 use crate::call::{CallId, CallName, Status, StatusEvent};
 use crate::call_index::{CallIndex, Key};
 use crate::nats::{NatsError, NatsErrorKind};
-pub use crate::queue::control::QueueState;
+pub use crate::policy::breaker::BreakerState;
+use crate::queue::control::Pause;
 use crate::queue::scheduled::Timers;
-use crate::queue::{Inbox, Waiting};
+use crate::queue::state::Overview;
+pub use crate::queue::state::{QueueState, TrunkState};
+use crate::queue::{Inbox, TrunkControl, Waiting};
 use crate::status_log::StatusLog;
 
 /// Records read from the log at once for one page.
@@ -36,7 +43,7 @@ const PAGES_AT_ONCE: usize = 4;
 pub struct Api {
     parts: Arc<OnceLock<Parts>>,
     runner_listed: Arc<AtomicBool>,
-    queue: Arc<Mutex<Option<QueueState>>>,
+    overview: Arc<Mutex<Option<Overview>>>,
     nats_remark: Arc<Mutex<Option<String>>>,
     pages: PageTurns,
 }
@@ -65,6 +72,10 @@ pub struct Parts {
     pub timers: Timers,
     /// Which calls there are.
     pub index: CallIndex,
+    /// Which trunks may dial a call.
+    pub trunks: TrunkControl,
+    /// Which calls are held back.
+    pub pause: Pause,
     /// Namespace of the Jobs.
     pub namespace: String,
 }
@@ -115,9 +126,9 @@ impl Api {
         self.runner_listed.store(true, Ordering::Relaxed);
     }
 
-    /// Notes how the queue is.
-    pub fn set_queue_state(&self, state: Option<QueueState>) {
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    /// Notes how the queue and the trunks are.
+    pub fn set_overview(&self, overview: Option<Overview>) {
+        *self.overview.lock().unwrap_or_else(PoisonError::into_inner) = overview;
     }
 
     /// Notes what there is to say of NATS beside whether it is connected.
@@ -127,7 +138,17 @@ impl Api {
 
     /// How the queue was when it was looked at last; `None` while NATS does not say.
     pub fn queue_state(&self) -> Option<QueueState> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|overview| overview.queue.clone())
+    }
+
+    /// How the trunks were then.
+    pub fn trunks(&self) -> Option<Vec<TrunkState>> {
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|overview| overview.trunks.clone())
+    }
+
+    /// How many calls are in progress on a trunk, as the index knows.
+    pub fn active_on(&self, trunk: &str) -> u64 {
+        self.parts.get().map_or(0, |parts| parts.index.active_on(trunk) as u64)
     }
 
     /// How many calls are in progress; `None` while the index is not complete.
@@ -156,7 +177,7 @@ impl Api {
         if CallId::parse(name_or_id).is_err() {
             return Ok(None);
         }
-        parts.all_admitted().await?;
+        parts.all_admitted(accept::ADMITTED_WITHIN).await?;
         parts.find(name_or_id).await
     }
 

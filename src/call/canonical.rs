@@ -46,6 +46,7 @@ impl Serialize for Asked<'_> {
             stt_model,
             timeout,
             transcribe,
+            trunk,
             tts_data_dir,
             tts_model,
             tts_sample_rate,
@@ -80,6 +81,7 @@ impl Serialize for Asked<'_> {
         given(&mut form, "stt_model", stt_model)?;
         form.serialize_entry("timeout", timeout)?;
         form.serialize_entry("transcribe", transcribe)?;
+        given(&mut form, "trunk", trunk)?;
         given(&mut form, "tts_data_dir", tts_data_dir)?;
         given(&mut form, "tts_model", tts_model)?;
         given(&mut form, "tts_sample_rate", tts_sample_rate)?;

@@ -23,6 +23,8 @@ pub enum Change {
         cluster: String,
         /// Where the Job will be.
         namespace: String,
+        /// The name of the trunk that it is dialled on.
+        trunk: String,
         /// When the attempt is over at the latest, whatever becomes of its cluster.
         ends_by: Timestamp,
     },

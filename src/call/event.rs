@@ -26,6 +26,12 @@ pub struct StatusEvent {
     /// The cluster (or machine) that claimed the attempt; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// The trunk that the attempt is dialled on; absent before the first attempt is claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<String>,
+    /// The trunks that may dial it, the preferred one first; only while it waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunks: Vec<String>,
     /// The state from now on.
     pub status: Status,
     /// 1 for the first event of a call, then one more for each.
@@ -63,7 +69,7 @@ pub struct StatusEvent {
     /// When the attempt is over at the latest, from when it is claimed on: past it, it has ended `unknown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_by: Option<Timestamp>,
-    /// How many attempts did not count, since their container never ran (`not_started`).
+    /// How many attempts did not count, since the fault was ours: the trunk's (`auth`, `congestion`) or the cluster's (`not_started`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub faults: u32,
     /// When the first of the last attempts that did not count ended; absent after one that counts.
@@ -161,6 +167,12 @@ impl StatusEvent {
         Self { traceparent, ..self }
     }
 
+    /// The same event of a call that waits for one of these trunks, the preferred one first.
+    #[must_use]
+    pub fn for_trunks<'a>(self, trunks: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { trunks: trunks.into_iter().map(str::to_owned).collect(), ..self }
+    }
+
     /// The same event of a call that joins so many others which wait.
     #[must_use]
     pub fn behind(self, waiting: u64) -> Self {
@@ -204,6 +216,7 @@ impl StatusEvent {
         self.revision += 1;
         self.time = now;
         self.waiting = None;
+        self.trunks.clear();
         self.is_final = to.always_final() || matches!(&change, Change::Ended(ended) if !ended.redial);
         // The record of a cancel must outlive the one before it, which is kept from then on. What was due goes before what is new.
         self.due_at = self.due_at.filter(|_| matches!(to, Status::Queued | Status::Cancelled | Status::Expired));
@@ -215,12 +228,13 @@ impl StatusEvent {
         match change {
             Change::Queued | Change::Cancelling => {}
             Change::Scheduled { due_at } => self.due_at = Some(due_at),
-            Change::Pending { attempt, cluster, namespace, ends_by } => {
+            Change::Pending { attempt, cluster, namespace, trunk, ends_by } => {
                 self.forget_attempt();
                 self.attempt = attempt;
                 self.job = Some(self.name.job(attempt));
                 self.cluster = Some(cluster);
                 self.namespace = namespace;
+                self.trunk = Some(trunk);
                 self.created_at = Some(now);
                 self.ends_by = Some(ends_by);
             }
@@ -277,6 +291,8 @@ impl StatusEvent {
             job: None,
             namespace: String::new(),
             cluster: None,
+            trunk: None,
+            trunks: Vec::new(),
             status: Status::Queued,
             revision: 0,
             is_final: false,

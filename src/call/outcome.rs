@@ -21,11 +21,11 @@ pub enum Outcome {
     Blocked,
     /// There is no such number (404, 410, 484, 485, 604).
     InvalidNumber,
-    /// The trunk refused the account (401, 402, 403, 407).
+    /// The trunk refused the account (401, 402, 403, 407). The attempt does not count.
     Auth,
     /// No common media (415, 488, 606).
     Media,
-    /// The network is full (503).
+    /// The trunk is full (503). The attempt does not count.
     Congestion,
     /// The network failed (other 5xx, or no code at all).
     Network,
@@ -79,12 +79,31 @@ impl Outcome {
         }
     }
 
-    /// Whether an attempt that ended so counts among `max_attempts`: what is the operator's or the cluster's fault does not.
-    pub fn counts(self) -> bool {
-        self != Outcome::NotStarted
+    /// Whose word it is.
+    pub fn class(self) -> OutcomeClass {
+        match self {
+            Outcome::Answered
+            | Outcome::Busy
+            | Outcome::NoAnswer
+            | Outcome::Declined
+            | Outcome::Unwanted
+            | Outcome::Blocked
+            | Outcome::InvalidNumber => OutcomeClass::Person,
+            Outcome::Media | Outcome::Network => OutcomeClass::Network,
+            Outcome::Auth | Outcome::Congestion => OutcomeClass::Trunk,
+            Outcome::NotStarted => OutcomeClass::Cluster,
+            Outcome::Error => OutcomeClass::Caller,
+            Outcome::Unknown => OutcomeClass::Unknown,
+        }
     }
 
-    /// Whether `redial_on` may name it: only where nobody, and no number plan, has said no.
+    /// Whether an attempt that ended so counts among `max_attempts`: what is our trunk's or our cluster's fault does not.
+    pub fn counts(self) -> bool {
+        !matches!(self.class(), OutcomeClass::Trunk | OutcomeClass::Cluster)
+    }
+
+    /// Whether `redial_on` may name it: only where nobody, and no number plan, has said no. To name `congestion` changes nothing, since
+    /// it is dialled again in any case.
     pub fn may_redial(self) -> bool {
         matches!(self, Outcome::Busy | Outcome::NoAnswer | Outcome::Congestion | Outcome::Network)
     }
@@ -114,6 +133,23 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Whose word an outcome is: what follows depends on that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutcomeClass {
+    /// A person's, or the number plan's: the trunk did its work.
+    Person,
+    /// The network's, somewhere between the trunk and the callee.
+    Network,
+    /// Our trunk's: it refused the account, or was full.
+    Trunk,
+    /// Our cluster's: no number was dialled.
+    Cluster,
+    /// The caller program's: it ran and failed without a SIP code.
+    Caller,
+    /// Nobody's: the end of the attempt was lost.
+    Unknown,
 }
 
 /// An outcome with the code that it was read from.
@@ -176,9 +212,37 @@ fn without_colours(text: &str) -> String {
     plain
 }
 
+/// How the header begins, in lower case.
+const RETRY_AFTER: &str = "retry-after:";
+
+/// Seconds that the other side asks to wait for (RFC 3261, 20.33), where the caller's log shows its answer: the last one counts.
+pub fn retry_after(message: &str) -> Option<u32> {
+    let plain = without_colours(message);
+    let is_header = |line: &&str| line.trim_start().to_ascii_lowercase().starts_with(RETRY_AFTER);
+    let header = plain.lines().rfind(is_header)?;
+    let digits: String =
+        header.trim_start()[RETRY_AFTER.len()..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_other_side_may_ask_to_wait() {
+        let table = [
+            ("SIP/2.0 503 Service Unavailable\r\nRetry-After: 120\r\nContent-Length: 0", Some(120)),
+            ("  retry-after:18000;duration=3600 (busy)", Some(18_000)),
+            ("Retry-After: 5\nRetry-After: 7", Some(7)),
+            ("Retry-After: soon", None),
+            ("Retry-After: 99999999999", None),
+            ("nothing of the kind", None),
+        ];
+        for (message, expected) in table {
+            assert_eq!(retry_after(message), expected, "{message}");
+        }
+    }
 
     fn log(code: &str) -> String {
         format!(

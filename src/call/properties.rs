@@ -46,6 +46,7 @@ fn change() -> impl Strategy<Value = Change> {
             attempt: 0,
             cluster,
             namespace: "calls".to_owned(),
+            trunk: "default".to_owned(),
             ends_by: Timestamp::UNIX_EPOCH,
         }),
         moment().prop_map(|started_at| Change::Running { started_at }),
@@ -76,7 +77,9 @@ fn is_in_diagram(from: Option<Status>, to: Status) -> bool {
 /// Whoever claims an attempt counts on from the one before.
 fn numbered(change: Change, attempt: u32) -> Change {
     match change {
-        Change::Pending { cluster, namespace, ends_by, .. } => Change::Pending { attempt, cluster, namespace, ends_by },
+        Change::Pending { cluster, namespace, trunk, ends_by, .. } => {
+            Change::Pending { attempt, cluster, namespace, trunk, ends_by }
+        }
         other => other,
     }
 }
@@ -151,6 +154,7 @@ proptest! {
             attempt: 1,
             cluster: "c".to_owned(),
             namespace: "n".to_owned(),
+            trunk: "default".to_owned(),
             ends_by: Timestamp::UNIX_EPOCH,
         };
         let running = StatusEvent::first(&call(), "n", now, claim, now).unwrap();
@@ -165,6 +169,7 @@ proptest! {
     fn an_event_says_of_its_own_attempt_only(changes in prop::collection::vec((change(), moment()), 1..60)) {
         for event in live(changes)? {
             prop_assert_eq!(event.job.clone(), (event.attempt > 0).then(|| event.name.job(event.attempt)));
+            prop_assert_eq!(event.trunk.is_some(), event.attempt > 0);
             match event.status {
                 Status::Scheduled => prop_assert!(event.due_at.is_some()),
                 Status::Queued | Status::Cancelled | Status::Expired => {}

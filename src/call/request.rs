@@ -181,6 +181,10 @@ pub struct CallRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("default" = "normal"))]
     pub priority: Option<Priority>,
+    /// Name of the trunk that dials the call, one of the operator's `TRUNKS_FILE`; absent: the trunks of the longest prefix of
+    /// `dest` among its routes, one after the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<String>,
     /// Name of an existing Secret with the SIP credentials (keys such as `SIP_PASSWORD`), in the namespace of the Jobs; replaces
     /// the operator's own for this call.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -73,6 +73,8 @@ pub struct CallSpec {
     pub on_unknown: OnUnknown,
     /// How urgent it is beside others that wait.
     pub priority: Priority,
+    /// Name of the trunk that dials it; `None`: the routes say.
+    pub trunk: Option<String>,
     /// Name of the Secret that replaces `SIP_SECRET_NAME` for this call.
     pub sip_secret: Option<String>,
 }
@@ -172,6 +174,7 @@ impl CallSpec {
             redial_on: request.redial_on,
             on_unknown: request.on_unknown.unwrap_or_default(),
             priority: request.priority.unwrap_or_default(),
+            trunk: request.trunk,
             sip_secret: request.sip_secret,
         })
     }
@@ -193,11 +196,13 @@ impl CallSpec {
         outcome.may_redial() && self.redial_on.as_ref().is_none_or(|outcomes| outcomes.contains(&outcome))
     }
 
-    /// The outcomes after which the call is dialled again while attempts are left; none when there is one attempt only.
+    /// The outcomes after which the call is dialled again while attempts are left; none when there is one attempt only. Those that do not
+    /// count are not among them: it is dialled again after them in any case.
     pub fn redialled_outcomes(&self) -> Vec<Outcome> {
         let follows_unknown = |outcome| outcome == Outcome::Unknown && self.on_unknown == OnUnknown::Redial;
         let is_redialled = |outcome| self.redials(outcome) || follows_unknown(outcome);
-        Outcome::ALL.into_iter().filter(|outcome| self.max_attempts() > 1 && is_redialled(*outcome)).collect()
+        let is_named = |outcome: &Outcome| self.max_attempts() > 1 && outcome.counts() && is_redialled(*outcome);
+        Outcome::ALL.into_iter().filter(is_named).collect()
     }
 
     /// Longest that the conversation can last, in whole seconds: ringing, every repetition and every pause. An announcement

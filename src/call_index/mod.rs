@@ -7,8 +7,10 @@
 mod follow;
 mod index;
 mod progress;
+mod rate;
 mod scan;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use self::index::Index;
 pub use self::index::Key;
 use self::progress::Progress;
 pub use self::progress::{Behind, CatchUpError};
-pub use self::scan::active_calls_of;
+pub use self::scan::active_calls;
 use crate::call::{CallName, Priority, Status};
 use crate::clock::now;
 
@@ -36,6 +38,11 @@ pub struct Brief {
     pub job: Option<String>,
     /// The cluster of that.
     pub cluster: Option<String>,
+    /// The trunk of that.
+    pub trunk: Option<String>,
+    /// While it waits: the trunks that may dial it, the preferred one first.
+    #[serde(default)]
+    pub trunks: Vec<String>,
     /// Its state.
     pub status: Status,
     /// Whether the call has ended.
@@ -54,6 +61,22 @@ pub struct Brief {
     /// Its priority.
     #[serde(default)]
     pub priority: Priority,
+}
+
+impl Brief {
+    /// The trunk that it is in progress on, or while it waits the one that it would rather be dialled on.
+    pub fn trunk(&self) -> Option<&str> {
+        match self.status {
+            status if status.is_active() => self.trunk.as_deref(),
+            Status::Queued | Status::Scheduled => self.trunks.first().map(String::as_str),
+            _ => None,
+        }
+    }
+
+    /// Whether that is this one.
+    pub fn is_for(&self, trunk: &str) -> bool {
+        self.trunk() == Some(trunk)
+    }
 }
 
 /// Which calls there are.
@@ -90,20 +113,47 @@ impl CallIndex {
         self.read().count_of(status)
     }
 
+    /// How many calls are in progress on a trunk.
+    pub fn active_on(&self, trunk: &str) -> usize {
+        self.read().active_on(trunk)
+    }
+
+    /// How many calls were begun on a trunk per second lately, in the last minutes; `None` where none was.
+    pub fn rate_on(&self, trunk: &str) -> Option<f64> {
+        self.read().rate_on(trunk, now())
+    }
+
+    /// How many calls of a batch are in each state; `None` when there is no such batch.
+    pub fn counts_of_batch(&self, batch: &str) -> Option<BTreeMap<Status, usize>> {
+        self.read().counts_of_batch(batch)
+    }
+
+    /// How many batches have calls in the queue; those without one count as one.
+    pub fn batches_waiting(&self) -> usize {
+        self.read().batches_waiting()
+    }
+
+    /// Up to `limit` calls older than `before`, newest first, that are in progress on a trunk, or wait and would rather be dialled on it than
+    /// on another; each with where the log has its last record.
+    pub fn page_of_trunk(&self, trunk: &str, before: Option<Key>, limit: usize) -> Vec<(Key, u64)> {
+        self.read().page_of_trunk(trunk, before, limit)
+    }
+
     /// Whether there was no room for a call that has not ended: then only the log knows every call that can be cancelled.
     pub fn has_dropped_active_calls(&self) -> bool {
         self.read().has_dropped_active()
     }
 
-    /// The batches of a priority that have calls in the queue which are new, with how many: at most so many batches, beginning with the
-    /// one after `last`. `None` stands for the calls without one.
+    /// The batches of a priority that have calls in the queue, with how many: at most so many batches, beginning with the one after
+    /// `last`, and only those that count. `None` stands for the calls without one.
     pub fn queued_batches(
         &self,
         priority: Priority,
         last: Option<&Option<String>>,
         at_most: usize,
+        counts: impl Fn(Option<&str>) -> bool,
     ) -> Vec<(Option<String>, usize)> {
-        self.read().queued_batches(priority, last, at_most)
+        self.read().queued_batches(priority, last, at_most, counts)
     }
 
     /// Up to `limit` calls older than `before`, newest first, each with where the log has its last record.

@@ -14,21 +14,20 @@ use crate::status_log::StatusLog;
 /// How long the server may take for the next record: the first one takes the longer the more calls there are.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The names of all calls of a batch that have not ended, by what the log holds now.
+/// The names of all calls that have not ended and are wanted, by what the log holds now.
 ///
 /// # Errors
 /// [`NatsError`] when the log cannot be read, each item too: the calls behind it are not told then.
-pub async fn active_calls_of<'a>(
+pub async fn active_calls<'a>(
     log: &'a StatusLog,
-    batch: &'a str,
+    is_wanted: impl Fn(&Brief) -> bool + 'a,
 ) -> Result<impl Stream<Item = Result<CallName, NatsError>> + 'a, NatsError> {
     let head = log.head().await?.sequence;
     let messages = log.records(DeliverPolicy::LastPerSubject).await?;
     let scan = Scan { log, messages, head, read: 0, pending: 0 };
     let briefs = stream::try_unfold(scan, |mut scan| async { Ok(scan.next().await?.map(|brief| (brief, scan))) });
-    let is_wanted = move |brief: &Brief| !brief.is_final && brief.batch.as_deref() == Some(batch);
     Ok(briefs.try_filter_map(move |brief| {
-        let name = brief.filter(|brief| is_wanted(brief)).map(|brief| brief.name);
+        let name = brief.filter(|brief| !brief.is_final && is_wanted(brief)).map(|brief| brief.name);
         std::future::ready(Ok(name))
     }))
 }

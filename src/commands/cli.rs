@@ -10,7 +10,9 @@ use clap::{Arg, ArgMatches, Command as Clap, CommandFactory, FromArgMatches, Par
 
 use super::dead::Dead;
 use super::dumpjob::Dumpjob;
+use super::pause::PauseScope;
 use super::startjob::Startjob;
+use super::trunks::TrunksCommand;
 use crate::config::{Settings, at_least};
 use crate::nats::NatsSettings;
 
@@ -36,17 +38,28 @@ pub enum Command {
     Dumpjob(Dumpjob),
     /// Create the Job of a request right away, without the queue
     Startjob(Startjob),
-    /// Stop dialling new calls, on all replicas, for a while or until `resume`; calls in progress continue
+    /// Stop dialling new calls, all or those of a batch or a trunk, on all replicas, for a while or until `resume`; calls in
+    /// progress continue
     Pause {
+        #[command(flatten)]
+        what: PauseScope,
         /// How long, such as 10m; without it, until `resume`
-        #[arg(long = "for", value_name = "DURATION", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
+        #[arg(long = "for", value_name = "DURATION", conflicts_with = "trunk", value_parser = |text: &str| at_least(text, Duration::from_secs(1)))]
         duration: Option<Duration>,
         /// Reason, shown by `/health`
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
     /// Resume dialling
-    Resume,
+    Resume {
+        #[command(flatten)]
+        what: PauseScope,
+    },
+    /// List the trunks, or stop and resume dialling on one
+    Trunks {
+        #[command(subcommand)]
+        what: Option<TrunksCommand>,
+    },
     /// Manage dead letters, the messages that could not become calls
     Dead {
         #[command(subcommand)]

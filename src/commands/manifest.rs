@@ -50,6 +50,7 @@ pub fn operator_only(spec: &CallSpec) -> Vec<&'static str> {
         ("retry_delay", spec.retry_delay.is_some()),
         ("redial_on", spec.redial_on.is_some()),
         ("on_unknown", spec.on_unknown != OnUnknown::default()),
+        ("trunk", spec.trunk.is_some()),
         ("priority", spec.priority != Priority::default()),
         ("metadata", !spec.metadata.is_empty()),
     ]

@@ -17,6 +17,7 @@ pub mod schema;
 pub mod serve;
 pub mod simulate_call;
 pub mod startjob;
+pub mod trunks;
 
 use std::ffi::OsString;
 use std::io;
@@ -70,8 +71,11 @@ fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
             let runner = open_runner::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
             startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
         })?,
-        Command::Pause { duration, reason } => runtime()?.block_on(pause::pause(duration, reason, &settings))?,
-        Command::Resume => runtime()?.block_on(pause::resume(&settings))?,
+        Command::Pause { what, duration, reason } => {
+            runtime()?.block_on(pause::pause(what, duration, reason, &settings))?;
+        }
+        Command::Resume { what } => runtime()?.block_on(pause::resume(what, &settings))?,
+        Command::Trunks { what } => runtime()?.block_on(trunks::run(what.unwrap_or_default(), &settings))?,
         Command::Dead { what } => runtime()?.block_on(dead::run(what, &settings))?,
         Command::Schema { out_dir } => schema::run(out_dir.as_deref())?,
         Command::Settings => println!("{}", cli::settings_table()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::{Client, jetstream};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,22 +17,25 @@ use crate::admission::{Admission, Source};
 use crate::api::{self, Api};
 use crate::call::Status;
 use crate::call_index::{Brief, CallIndex};
-use crate::clock::now;
+use crate::config::trunks::Reload;
 use crate::config::{QueueArgs, Settings};
 use crate::dialler::{Dialler, Starts};
-use crate::feed::Feed;
+use crate::feed::{Feed, FeedSignal};
 use crate::http::{self, HttpSettings};
 use crate::job::JobDefaults;
 use crate::job::advance::Patience;
 use crate::job_watch::{self, Claim, JobStore};
 use crate::nats::connect::{self, Refusal};
-use crate::nats::{Names, StreamSettings, streams};
-use crate::queue::control::{self, Pause};
+use crate::nats::{StreamSettings, streams};
+use crate::queue::control::Pause;
 use crate::queue::dead_letters::DeadLetters;
-use crate::queue::rate_limit::RateLimit;
+use crate::queue::keeper::Dialled;
 use crate::queue::scheduled::Timers;
-use crate::queue::{Delivery, InFlight, Inbox, Keeper, Waiting, Window, pull, undecodable};
-use crate::reconcile::Reconciler;
+use crate::queue::state::Look;
+use crate::queue::{
+    Breakers, Delivery, InFlight, Inbox, Keeper, LiveTrunks, TrunkControl, Waiting, Window, pull, undecodable,
+};
+use crate::reconcile::{Judge, Reconciler};
 use crate::status_log::StatusLog;
 use crate::{retry, schema, shutdown};
 
@@ -53,6 +56,7 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let closing = shutdown::on_signal().context("cannot listen for signals")?;
     banner::print(effective);
     let defaults = settings.job.defaults()?;
+    let trunks = settings.trunks()?;
     let listeners = listen(&settings.http).await?;
     let api = Api::default();
     let stopped = closing.clone().cancelled_owned();
@@ -62,7 +66,7 @@ pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
     let refusal = Refusal::default();
     let work = async {
         tokio::select! {
-            started = Engine::start(&settings, defaults, &api, &closing, &refusal) => started?.run(&closing).await,
+            started = Engine::start(&settings, (defaults, trunks), &api, &closing, &refusal) => started?.run(&closing).await,
             () = closing.cancelled() => {}
         }
         anyhow::Ok(())
@@ -88,8 +92,7 @@ struct Engine {
     streams: StreamSettings,
     keeper: Arc<Keeper>,
     waiting: Waiting,
-    /// Says that something waits, or that the window has room.
-    feed_wanted: Arc<Notify>,
+    feed_signal: Arc<FeedSignal>,
     dialler: Arc<Dialler>,
     handing_back: CancellationToken,
     background: JoinSet<()>,
@@ -99,7 +102,7 @@ impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
     async fn start(
         settings: &Settings,
-        defaults: JobDefaults,
+        (defaults, (live, reload)): (JobDefaults, (LiveTrunks, Option<Reload>)),
         api: &Api,
         closing: &CancellationToken,
         refusal: &Refusal,
@@ -109,22 +112,31 @@ impl Engine {
         let jetstream = connect::jetstream(client.clone());
         let streams = settings.queue.settings();
         let in_flight = InFlight::new(client.clone());
-        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), in_flight.clone()));
+        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), live.clone(), in_flight.clone()));
         retry::until_stopped(closing, "prepare the streams", || keeper.look()).await.context(STOPPED)?;
         let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
         let open = || streams::bucket(&jetstream, &streams);
         let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
         let waiting = Waiting::open(jetstream.clone(), &streams.names).await?;
-        let feed_wanted = Arc::new(Notify::new());
-        let QueueArgs { calls_per_second, fault_patience, .. } = settings.queue;
-        let patience = Patience { start_seconds: defaults.start_seconds, faults: fault_patience };
+        let feed_signal = Arc::new(FeedSignal::default());
+        let breakers =
+            Breakers::new(bucket.clone(), jetstream.clone(), &streams.names.alerts, settings.trunks.breaker_failures);
+        let pause = Pause::default();
+        let read = || async {
+            pause.read(&bucket).await?;
+            breakers.read_all(live.borrow().iter().map(|trunk| trunk.name.clone()).collect()).await
+        };
+        retry::until_stopped(closing, "read what holds calls back", read).await.context(STOPPED)?;
+        let trunks = TrunkControl::new(live, breakers.clone(), bucket.clone());
+        let patience = Patience { start_seconds: defaults.start_seconds, faults: settings.queue.fault_patience };
+        let judge = Judge { patience, breakers };
         let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
         let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
         let reconciler = Reconciler::new(
             log.clone(),
             runner.clone(),
             store.clone(),
-            patience,
+            judge.clone(),
             cluster.clone(),
             handing_back.clone(),
             tasks.clone(),
@@ -139,22 +151,31 @@ impl Engine {
             dead: DeadLetters::new(jetstream.clone(), &streams.names),
             defaults,
             cluster,
-            pause: Pause::default(),
-            rate_limit: (calls_per_second > 0.0).then(|| RateLimit::new(bucket.clone(), calls_per_second)),
-            on_settled: notifier(&feed_wanted),
-            patience,
+            pause,
+            trunks,
+            window: Window::new(jetstream.clone(), &streams.names),
+            waiting: waiting.clone(),
+            on_settled: Box::new({
+                let signal = feed_signal.clone();
+                move || signal.room()
+            }),
+            judge,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),
         });
         let background = JoinSet::new();
         let mut engine =
-            Self { client, jetstream, streams, keeper, waiting, feed_wanted, dialler, handing_back, background };
+            Self { client, jetstream, streams, keeper, waiting, feed_signal, dialler, handing_back, background };
+        engine.background.spawn(follow_breakers(&engine.dialler.trunks, closing));
+        if let Some(reload) = reload {
+            engine.background.spawn(reload.run(closing.clone()));
+        }
         engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
         engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
         let index = engine.follow(api, &settings.queue, closing);
         engine.admit(index.clone(), closing);
-        engine.dial(index, settings.queue.calls_per_second, closing);
+        engine.dial(index, closing);
         tracing::info!(runner = runner.info().kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
@@ -170,6 +191,8 @@ impl Engine {
             waiting: self.waiting.clone(),
             timers: dialler.timers.clone(),
             index: index.clone(),
+            trunks: dialler.trunks.clone(),
+            pause: dialler.pause.clone(),
             namespace: dialler.defaults.namespace.clone(),
         });
         let store = dialler.store.clone();
@@ -184,8 +207,15 @@ impl Engine {
         }));
         self.background.spawn(dialler.reconciler.clone().run());
         self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
-        let (state, names, pause) = (api.clone(), self.streams.names.clone(), dialler.pause.clone());
-        self.background.spawn(keep_queue_state(self.jetstream.clone(), names, state, pause, closing.clone()));
+        let look = Look {
+            jetstream: self.jetstream.clone(),
+            names: self.streams.names.clone(),
+            waiting: self.waiting.clone(),
+            window: dialler.window.clone(),
+            trunks: dialler.trunks.clone(),
+            pause: dialler.pause.clone(),
+        };
+        self.background.spawn(keep_state(look, self.keeper.dialled(), api.clone(), closing.clone()));
         index
     }
 
@@ -197,13 +227,17 @@ impl Engine {
         let admission = Arc::new(Admission {
             log: dialler.log.clone(),
             waiting: self.waiting.clone(),
-            window: Window::new(self.jetstream.clone(), names),
+            window: dialler.window.clone(),
             timers: dialler.timers.clone(),
             dead: dialler.dead.clone(),
             due: names.due.clone(),
             index,
+            trunks: dialler.trunks.live(),
             namespace: dialler.defaults.namespace.clone(),
-            on_queued: notifier(&self.feed_wanted),
+            on_queued: Box::new({
+                let signal = self.feed_signal.clone();
+                move |trunks| signal.queued(trunks)
+            }),
         });
         let sources = [(&names.calls_stream, &names.admission_consumer), (&names.schedule_stream, &names.due_consumer)];
         for (stream, consumer) in sources {
@@ -220,22 +254,15 @@ impl Engine {
     }
 
     /// Feeds the window and dials what is in it, until `closing`.
-    fn dial(&mut self, index: CallIndex, calls_per_second: f64, closing: &CancellationToken) {
-        let window = Window::new(self.jetstream.clone(), &self.streams.names);
-        let pace = (calls_per_second > 0.0).then_some(calls_per_second);
-        let (waiting, pause, wanted) = (self.waiting.clone(), self.dialler.pause.clone(), self.feed_wanted.clone());
-        let feed = Feed::new(waiting, window, pause, index, pace, wanted);
+    fn dial(&mut self, index: CallIndex, closing: &CancellationToken) {
+        let Dialler { window, trunks, pause, .. } = &*self.dialler;
+        let (window, trunks, pause) = (window.clone(), trunks.clone(), pause.clone());
+        let feed = Feed::new(self.waiting.clone(), window, trunks, pause, index, self.feed_signal.clone());
         self.background.spawn(feed.run(self.keeper.clone(), closing.clone()));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
-        let pull = pull::pull(
-            self.jetstream.clone(),
-            self.streams.clone(),
-            self.keeper.clone(),
-            closing.clone(),
-            move |delivery, permit| {
-                dialler.accept(delivery, permit);
-            },
-        );
+        let work = Arc::new(move |delivery, permit| dialler.accept(delivery, permit));
+        let (jetstream, names) = (self.jetstream.clone(), self.streams.names.clone());
+        let pull = pull::pull(jetstream, names, self.keeper.clone(), closing.clone(), work);
         self.background.spawn(async move {
             pull.await;
             handing_back.cancel();
@@ -254,9 +281,10 @@ impl Engine {
     }
 }
 
-fn notifier(wanted: &Arc<Notify>) -> Box<dyn Fn() + Send + Sync> {
-    let wanted = wanted.clone();
-    Box::new(move || wanted.notify_one())
+fn follow_breakers(trunks: &TrunkControl, closing: &CancellationToken) -> impl Future<Output = ()> + use<> {
+    let live = trunks.live();
+    let names = move || live.borrow().iter().map(|trunk| trunk.name.clone()).collect();
+    trunks.breakers.clone().follow(names, closing.clone())
 }
 
 /// Whoever holds a call that is to be cancelled learns of it from the log.
@@ -272,20 +300,17 @@ fn note_change(store: &JobStore, cluster: &str, brief: &Brief) {
     }
 }
 
-/// Keeps up to date what health and metrics say about the queue, until `stop`.
-async fn keep_queue_state(
-    jetstream: jetstream::Context,
-    names: Names,
-    api: Api,
-    pause: Pause,
-    stop: CancellationToken,
-) {
+/// Keeps up to date what health, metrics and the list of trunks say, until `stop`.
+async fn keep_state(look: Look, dialled: watch::Receiver<Dialled>, api: Api, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let state = match api.in_progress() {
-            Some(count) => control::state(&jetstream, &names, count, pause.paused(now())).await.ok(),
+        let overview = match api.in_progress() {
+            Some(count) => {
+                let dialled = dialled.borrow().clone();
+                look.look(&dialled, count, |trunk| api.active_on(trunk)).await.ok()
+            }
             None => None,
         };
-        api.set_queue_state(state);
+        api.set_overview(overview);
         retry::sleep(&stop, QUEUE_STATE_EVERY).await;
     }
 }

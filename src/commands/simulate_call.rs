@@ -45,6 +45,7 @@ The destination decides how the call ends: if the last three digits of the numbe
 Environment:
   SIMULATE_RESULT=answered|CODE  overrides the destination
   SIMULATE_SECONDS=N             how long the call takes; fractions allowed (default: 1 to 3, depending on the destination)
+  SIMULATE_PASSWORD=TEXT         a call whose SIP_PASSWORD is another is refused with 403
   SIMULATE_CRASH=N               exits after that time with this code and without log lines
   SIMULATE_LOG=FILE              append a JSON line to this file at the start and at the end of every call
   SIMULATE_TAG=TEXT              included in those lines, to tell calls apart";
@@ -151,6 +152,8 @@ impl Script {
             Some(result) => parse_result(&result)?,
             None => failure(last_digits(dest)),
         };
+        let is_refused = variable("SIMULATE_PASSWORD").is_some_and(|right| variable("SIP_PASSWORD") != Some(right));
+        let failure = if is_refused { self::failure(Some(403)) } else { failure };
         let takes = match variable("SIMULATE_SECONDS") {
             Some(text) => {
                 text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
@@ -269,6 +272,7 @@ fn note(call: &Call, event: &str) {
     let tag = std::env::var("SIMULATE_TAG").ok();
     let mut line = json!({
         "time": Timestamp::now(), "pid": std::process::id(), "event": event, "dest": call.dest, "text": text, "tag": tag,
+        "user": std::env::var("SIP_USER").ok(),
     })
     .to_string();
     line.push('\n');
@@ -322,6 +326,7 @@ mod tests {
         assert_eq!(with("SIMULATE_RESULT", "answered").unwrap().failure, None);
         assert_eq!(with("SIMULATE_RESULT", "503").unwrap().failure, Some((503, "Service Unavailable")));
         assert_eq!(with("SIMULATE_SECONDS", "0.25").unwrap().takes, Duration::from_millis(250));
+        assert_eq!(with("SIMULATE_PASSWORD", "right").unwrap().failure, Some((403, "Forbidden")));
         assert_eq!(with("SIMULATE_CRASH", "7").unwrap().crash, Some(7));
         for (name, value) in [("SIMULATE_RESULT", "200"), ("SIMULATE_SECONDS", "-1"), ("SIMULATE_CRASH", "256")] {
             assert!(with(name, value).unwrap_err().contains("accepted"), "{name}");

@@ -6,6 +6,7 @@
 mod job;
 mod nats;
 mod queue;
+pub mod trunks;
 mod values;
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use clap::{Args, ValueEnum};
 pub use self::job::{HangUp, JobArgs, Selector};
 pub use self::nats::{MonitoringUrls, NatsArgs};
 pub use self::queue::QueueArgs;
+pub use self::trunks::TrunkArgs;
 pub use self::values::at_least;
 use self::values::{address, log_filter, not_empty, whole};
 
@@ -26,6 +28,8 @@ pub struct Settings {
     pub nats: NatsArgs,
     #[command(flatten)]
     pub queue: QueueArgs,
+    #[command(flatten)]
+    pub trunks: TrunkArgs,
     #[command(flatten)]
     pub runner: RunnerArgs,
     #[command(flatten)]

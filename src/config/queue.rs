@@ -44,7 +44,7 @@ impl QueueArgs {
     /// The form that the streams are set up with.
     pub fn settings(&self) -> StreamSettings {
         let Self {
-            max_active_calls,
+            max_active_calls: _,
             calls_per_second: _,
             fault_patience: _,
             status_retention: _,
@@ -58,7 +58,6 @@ impl QueueArgs {
             replicas: usize::from(nats_replicas),
             queue_max_messages,
             queue_max_bytes,
-            max_active_calls: i64::from(max_active_calls),
         }
     }
 }

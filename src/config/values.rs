@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{HangUp, MonitoringUrls, Selector};
-use crate::call::validate::names::{is_label_key, is_label_value, is_subdomain};
+use super::{HangUp, MonitoringUrls, Selector, trunks};
+use crate::call::validate::names::{is_dns_label, is_label_key, is_label_value, is_subdomain};
 use crate::job::manifest::parse_template;
 
 /// A record must outlive the longest call: 600 s × 100, and its delays.
@@ -70,9 +70,8 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn namespace_name(text: &str) -> Result<String, String> {
-    let is_label = is_subdomain(text) && text.len() <= 63 && !text.contains('.');
     let accepted = "accepted: a DNS label: at most 63 lower-case letters, digits and dashes, no dash at an end";
-    if is_label { Ok(text.to_owned()) } else { Err(accepted.to_owned()) }
+    if is_dns_label(text) { Ok(text.to_owned()) } else { Err(accepted.to_owned()) }
 }
 
 pub(super) fn secret_name(text: &str) -> Result<String, String> {
@@ -110,6 +109,13 @@ pub(super) fn monitoring_urls(text: &str) -> Result<MonitoringUrls, String> {
 pub(super) fn template_file(text: &str) -> Result<PathBuf, String> {
     let template = std::fs::read_to_string(text).map_err(|error| error.to_string())?;
     parse_template(&template).map(|_| PathBuf::from(text))
+}
+
+/// Reads the file only to check it, as that of the template.
+pub(super) fn trunks_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let trunks = trunks::read(&path)?;
+    trunks::parse(&trunks).map(|_| path).map_err(|error| error.to_string())
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {

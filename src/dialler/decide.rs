@@ -12,6 +12,8 @@ pub(super) const MAX_DELIVERIES_AHEAD: u64 = 5;
 pub struct Asked {
     /// The attempt, from 1.
     pub attempt: u32,
+    /// The trunk that it asks for it on.
+    pub trunk: String,
     /// How often it was delivered, from 1.
     pub deliveries: u64,
     /// Of its request.
@@ -99,6 +101,10 @@ fn claimed(last: &StatusEvent, asked: &Asked, cluster: &str) -> Step {
     if asked.attempt != last.attempt {
         return if asked.attempt > last.attempt { ahead(asked) } else { Step::Done };
     }
+    // One on another trunk is left of a call that was handed on to that.
+    if last.trunk.as_ref().is_some_and(|trunk| *trunk != asked.trunk) {
+        return Step::Done;
+    }
     match last.status {
         // Its Job has ended, so nothing of it is left that only its cluster could see to.
         Status::Failed => Step::Redial,
@@ -129,7 +135,13 @@ mod tests {
     }
 
     fn asked(attempt: u32) -> Asked {
-        Asked { attempt, deliveries: 1, fingerprint: Fingerprint::of(b"request"), not_after: None }
+        Asked {
+            attempt,
+            trunk: "default".to_owned(),
+            deliveries: 1,
+            fingerprint: Fingerprint::of(b"request"),
+            not_after: None,
+        }
     }
 
     /// A call's state after some changes, all at second 100.
@@ -143,7 +155,13 @@ mod tests {
     }
 
     fn pending(attempt: u32, cluster: &str) -> Change {
-        Change::Pending { attempt, cluster: cluster.into(), namespace: "n".into(), ends_by: at(900) }
+        Change::Pending {
+            attempt,
+            cluster: cluster.into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(900),
+        }
     }
 
     fn running() -> Change {
@@ -169,6 +187,7 @@ mod tests {
     #[test]
     fn what_a_delivery_means_by_the_calls_last_state() {
         let twice = |then: &[Change]| after([vec![pending(1, HERE), running(), busy(true)], then.to_vec()].concat());
+        let on = |trunk: &str| Asked { trunk: trunk.to_owned(), ..asked(1) };
         let late = |attempt| Asked { not_after: Some(at(200)), ..asked(attempt) };
         let cancelled = || Change::Cancelled { reason: "x".into() };
         let table = [
@@ -179,6 +198,8 @@ mod tests {
             ("too late", Some(after(vec![])), late(1), Step::Expire),
             ("due, and the log has lost that", Some(after(vec![scheduled(200)])), asked(1), Step::Claim(1)),
             ("claimed here", Some(after(vec![pending(1, HERE)])), asked(1), Step::Start),
+            ("claimed on another trunk", Some(after(vec![pending(1, HERE)])), on("other"), Step::Done),
+            ("queued, on any trunk", Some(after(vec![])), on("other"), Step::Claim(1)),
             ("claimed elsewhere", Some(after(vec![pending(1, "there")])), asked(1), Step::Elsewhere),
             ("running here", Some(after(vec![pending(1, HERE), running()])), asked(1), Step::Watch),
             ("running elsewhere", Some(after(vec![pending(1, "there"), running()])), asked(1), Step::Elsewhere),

@@ -18,14 +18,27 @@ const LAST_TRY: SignedDuration = SignedDuration::from_secs(30);
 
 /// The claim of an attempt. It is over when its Job is at the latest, which has the time to start, the longest conversation and
 /// the margin.
-pub(super) fn claim(call: &Call, attempt: u32, cluster: &str, defaults: &JobDefaults, now: Timestamp) -> Change {
-    let deadline = SignedDuration::from_secs(job_deadline(&call.spec, defaults).into());
+pub(super) fn claim(
+    call: &Call,
+    attempt: u32,
+    trunk: &str,
+    cluster: &str,
+    defaults: &JobDefaults,
+    now: Timestamp,
+) -> Change {
     Change::Pending {
         attempt,
         cluster: cluster.to_owned(),
         namespace: defaults.namespace.clone(),
-        ends_by: now.saturating_add(deadline + GRACE).unwrap_or(Timestamp::MAX),
+        trunk: trunk.to_owned(),
+        ends_by: ends_by(call, defaults, now),
     }
+}
+
+/// When an attempt that is claimed now is over at the latest.
+pub(super) fn ends_by(call: &Call, defaults: &JobDefaults, now: Timestamp) -> Timestamp {
+    let deadline = SignedDuration::from_secs(job_deadline(&call.spec, defaults).into());
+    now.saturating_add(deadline + GRACE).unwrap_or(Timestamp::MAX)
 }
 
 /// Whether a Job may be made by what was read of the log then.
@@ -71,7 +84,13 @@ mod tests {
     #[test]
     fn a_container_that_has_run_is_not_late_when_its_node_is_drained_and_another_pod_waits() {
         let queued = StatusEvent::sample(CallId::parse("a").expect("an id"), Fingerprint::of(b"request"), at(100), 1);
-        let claim = Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), ends_by: at(1000) };
+        let claim = Change::Pending {
+            attempt: 1,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(1000),
+        };
         let pending = queued.next(claim, at(100)).expect("a legal step");
         let runs = pending.next(Change::Running { started_at: at(200) }, at(200)).expect("a legal step");
         let (waits, started) = (Observed::Waiting { reason: None }, Observed::Running { started_at: at(200) });

@@ -22,17 +22,15 @@ use tracing::Instrument;
 use crate::call::Call;
 use crate::clock::now;
 use crate::job::JobDefaults;
-use crate::job::advance::Patience;
 use crate::job_watch::JobStore;
 use crate::queue::control::Pause;
 use crate::queue::dead_letters::DeadLetters;
 use crate::queue::decode::{Decoded, decode};
 use crate::queue::in_flight::Settlement;
 use crate::queue::pull::PrefetchPermit;
-use crate::queue::rate_limit::RateLimit;
 use crate::queue::scheduled::Timers;
-use crate::queue::{Delivery, InFlight};
-use crate::reconcile::Reconciler;
+use crate::queue::{Delivery, InFlight, TrunkControl, Waiting, Window};
+use crate::reconcile::{Judge, Reconciler};
 use crate::retry;
 use crate::runner::Runner;
 use crate::status_log::{Recorded, StatusLog};
@@ -60,14 +58,18 @@ pub struct Dialler {
     pub defaults: JobDefaults,
     /// Who we are among the clusters.
     pub cluster: String,
-    /// Whether new calls are held back.
+    /// Which new calls are held back.
     pub pause: Pause,
-    /// Spaces the calls, where a rate is set.
-    pub rate_limit: Option<RateLimit>,
+    /// The trunks, and how they are.
+    pub trunks: TrunkControl,
+    /// Where messages come from.
+    pub window: Window,
+    /// Where those go back to that may not be begun now.
+    pub waiting: Waiting,
     /// Called when a call has left the window.
     pub on_settled: Box<dyn Fn() + Send + Sync>,
-    /// How long is waited for attempts.
-    pub patience: Patience,
+    /// What attempts are judged by.
+    pub judge: Judge,
     /// Cancelled when the process is to end: messages are handed back.
     pub closing: CancellationToken,
     /// Every task that works on a message.
@@ -100,7 +102,7 @@ impl Dialler {
         let _released = self.in_flight.release_on_panic(message);
         let settlement = match decode(&delivery, now()) {
             Ok(Decoded { call, .. }) => {
-                let asked = asked(&delivery, &call);
+                let asked = self.asked(&delivery, &call);
                 let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
                 Processing::new(self, call, asked, delivery, permit).run().instrument(span).await
             }
@@ -108,6 +110,16 @@ impl Dialler {
         };
         self.in_flight.settle(message, settlement).await;
         (self.on_settled)();
+    }
+
+    fn asked(&self, delivery: &Delivery, call: &Call) -> Asked {
+        Asked {
+            attempt: delivery.attempt(),
+            trunk: self.window.trunk_of(&delivery.subject).unwrap_or_default().to_owned(),
+            deliveries: delivery.deliveries,
+            fingerprint: call.fingerprint.clone(),
+            not_after: call.spec.not_after,
+        }
     }
 
     /// Admission lets nothing else through, so somebody else has published this to the window.
@@ -118,15 +130,6 @@ impl Dialler {
             Some(()) => Settlement::Ack,
             None => Settlement::Nak(None),
         }
-    }
-}
-
-fn asked(delivery: &Delivery, call: &Call) -> Asked {
-    Asked {
-        attempt: delivery.attempt(),
-        deliveries: delivery.deliveries,
-        fingerprint: call.fingerprint.clone(),
-        not_after: call.spec.not_after,
     }
 }
 

@@ -2,17 +2,25 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::call::{CallSpec, Change, Fingerprint, Outcome, StatusEvent};
+use crate::call::outcome::retry_after;
+use crate::call::{CallSpec, Change, Fingerprint, Outcome, OutcomeClass, StatusEvent};
 
-/// Seconds before a call is tried again whose attempt never ran; doubles with each further one.
+/// Seconds before a call is tried again after a fault of ours; doubles with each further one.
 const FIRST_FAULT_DELAY: u32 = 5;
 /// The longest of these waits, in seconds.
 const MAX_FAULT_DELAY: u32 = 300;
 
-/// What follows an attempt that failed and is redialled: when the next one is due, or that it would be too late.
-pub(super) fn after_failure(spec: &CallSpec, last: &StatusEvent, now: Timestamp) -> Change {
-    let seconds = match last.outcome {
-        Some(Outcome::NotStarted) => fault_delay(last.faults),
+/// The longest wait that the other side may ask for, in seconds.
+const MAX_RETRY_AFTER: u32 = 3600;
+
+/// What follows an attempt that failed and is redialled: when the next one is due, or that it would be too late. After a fault of its
+/// trunk a call that has another one to go to does not wait.
+pub(super) fn after_failure(spec: &CallSpec, last: &StatusEvent, has_other_trunk: bool, now: Timestamp) -> Change {
+    let asked_for = || last.message.as_deref().and_then(retry_after).unwrap_or(0).min(MAX_RETRY_AFTER);
+    let seconds = match last.outcome.map(Outcome::class) {
+        Some(OutcomeClass::Cluster) => fault_delay(last.faults),
+        Some(OutcomeClass::Trunk) if has_other_trunk => 0,
+        Some(OutcomeClass::Trunk) => fault_delay(last.faults).max(asked_for()),
         _ => spec.retry_delay_seconds(last.counted_attempts()),
     };
     let wait = SignedDuration::from_millis(jittered(seconds, &last.name.job(last.attempt)));
@@ -71,6 +79,7 @@ mod tests {
             attempt: event.attempt + 1,
             cluster: "c".into(),
             namespace: "n".into(),
+            trunk: "default".into(),
             ends_by: at(NOW + 3600),
         };
         event.next(change, at(NOW)).expect("a legal step")
@@ -97,8 +106,26 @@ mod tests {
         let spec = spec(1, 300, None);
         let failed = claimed(&[Outcome::NotStarted, Outcome::NotStarted]);
         let failed = failed.next(ended(Outcome::NotStarted), at(NOW)).expect("a legal step");
-        let Change::Scheduled { due_at } = after_failure(&spec, &failed, at(NOW)) else { panic!("it is tried again") };
+        let Change::Scheduled { due_at } = after_failure(&spec, &failed, false, at(NOW)) else {
+            panic!("it is tried again")
+        };
         assert!((at(NOW + 20)..=at(NOW + 22)).contains(&due_at), "the third wait is four times the first: {due_at}");
+    }
+
+    #[test]
+    fn after_a_fault_of_its_trunk_it_goes_to_the_next_one_at_once_or_waits_for_as_long_as_is_asked_for() {
+        let (spec, now) = (spec(1, 300, None), at(NOW));
+        let congested = claimed(&[]).next(ended(Outcome::Congestion), now).expect("a legal step");
+        let told =
+            |seconds: &str| StatusEvent { message: Some(format!("Retry-After: {seconds}")), ..congested.clone() };
+        let due = |last: &StatusEvent, has_other_trunk| match after_failure(&spec, last, has_other_trunk, now) {
+            Change::Scheduled { due_at } => due_at.as_second() - NOW,
+            other => panic!("it is tried again: {other:?}"),
+        };
+        assert_eq!(due(&told("120"), true), 0);
+        assert!((120..=132).contains(&due(&told("120"), false)));
+        assert!((5..=6).contains(&due(&told("1"), false)) && (5..=6).contains(&due(&congested, false)));
+        assert!(due(&told("86400"), false) <= 3960);
     }
 
     fn at(second: i64) -> Timestamp {
@@ -116,7 +143,7 @@ mod tests {
             let delay = i64::from(retry_delay).saturating_mul(1 << (attempt - 1)).min(86_400);
             let (earliest, latest) = (at(NOW + delay), at(NOW + delay + delay / 10 + 1));
             let last = claimed(&busy(attempt - 1)).next(ended(Outcome::Busy), at(NOW)).expect("a legal step");
-            match after_failure(&spec, &last, at(NOW)) {
+            match after_failure(&spec, &last, false, at(NOW)) {
                 Change::Scheduled { due_at } => {
                     prop_assert!((earliest..=latest).contains(&due_at), "{due_at} is not within {earliest} to {latest}");
                     prop_assert!(not_after.is_none_or(|end| due_at < at(NOW + end)));

@@ -7,11 +7,12 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::decide::{Step, decide};
-use super::{asked, redial};
+use super::decide::{Asked, Step, decide};
+use super::redial;
 use crate::admission::decide as admission;
 use crate::call::{Call, Change, Outcome, StatusEvent};
 use crate::job::advance::{Moments, lost};
+use crate::policy::DEFAULT_TRUNK;
 use crate::queue::Delivery;
 use crate::queue::decode::{HEADER_PRIORITY, decode};
 use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, HEADER_QUEUED_AT};
@@ -126,16 +127,22 @@ impl World {
 
     /// Works on one delivery as the dialler does, with a callee who is always busy.
     fn settle(&mut self, delivery: &Delivery, call: &Call) -> Settled {
-        let asked = asked(delivery, call);
+        let asked = Asked {
+            attempt: delivery.attempt(),
+            trunk: DEFAULT_TRUNK.to_owned(),
+            deliveries: delivery.deliveries,
+            fingerprint: call.fingerprint.clone(),
+            not_after: call.spec.not_after,
+        };
         for _ in 0..STEPS {
             match decide(self.last.as_ref(), &asked, "here", self.now) {
                 Step::RecordQueued => self.record(call, Change::Queued),
                 Step::Schedule { attempt, due } => return Settled::Timer(attempt, due),
                 Step::Expire => self.record(call, Change::Expired),
                 Step::Claim(attempt) => {
-                    let (cluster, namespace) = ("here".to_owned(), "n".to_owned());
+                    let (cluster, namespace, trunk) = ("here".to_owned(), "n".to_owned(), "default".to_owned());
                     let ends_by = self.now;
-                    self.record(call, Change::Pending { attempt, cluster, namespace, ends_by });
+                    self.record(call, Change::Pending { attempt, cluster, namespace, trunk, ends_by });
                 }
                 // Its callee is busy; sometimes the process ends before that.
                 Step::Start if delivery.deliveries == 1 && delivery.sequence.is_multiple_of(2) => {
@@ -144,7 +151,7 @@ impl World {
                 Step::Start | Step::Watch | Step::Stop => self.fail(call),
                 Step::Redial => {
                     let last = self.last.clone().expect("it has failed");
-                    self.record(call, redial::after_failure(&call.spec, &last, self.now));
+                    self.record(call, redial::after_failure(&call.spec, &last, false, self.now));
                 }
                 Step::HandBack => return Settled::Again,
                 Step::Elsewhere => panic!("there is one cluster"),

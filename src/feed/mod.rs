@@ -1,30 +1,34 @@
-//! The feed: what is dialled next. It gives the window as many calls as it has room for, always those that should be next: by priority,
-//! within one what came due before what is new, and of what is new the batches in turn (`turns`).
+//! The feed: what is dialled next. For each trunk it gives the window as many calls as there is room for, always those that should be
+//! next: by priority, within one what came due before what is new, and the batches in turn (`turns`).
 //!
-//! Take the oldest ones, put them into the window, remove them from the queue. Every replica does so. A race, a crash or a copy that
-//! lags can only offer the window what it has already or what the log says is over.
+//! Calls wait by the trunks that may dial them, and go to the first of these that is not held. Take the oldest ones, put them into the
+//! window, remove them from the queue. Every replica does so. A race, a crash or a copy that lags can only offer the window what it has
+//! already or what the log says is over.
 
+mod regroup;
 mod turns;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Priority, Status};
+use crate::call::Priority;
 use crate::call_index::CallIndex;
 use crate::clock::now;
 use crate::nats::NatsError;
 use crate::nats::get::Head;
+use crate::policy::{Trunk, TrunkGroup};
 use crate::queue::control::Pause;
-use crate::queue::waiting::{Class, Kind, job_of};
-use crate::queue::{Keeper, Waiting, Window};
+use crate::queue::waiting::{Class, Kind, batch_of, job_of, taken_back_from};
+use crate::queue::{Keeper, LiveTrunks, TrunkControl, Waiting, Window};
 use crate::retry::{self, Retry};
 
-/// How often is looked whether there is room, if nobody says so: another replica may have ended before it fed the window.
+/// How often is looked for calls and for room, if nobody says so: another replica may have ended before it fed the window.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Where the pace is limited, as many calls are in the window ahead of their turn as are begun in this time.
 const BEGUN_SOON: Duration = Duration::from_secs(1);
@@ -33,42 +37,91 @@ const MOST_AT_ONCE: usize = 256;
 /// Requests under way at once.
 const REQUESTS_AT_ONCE: usize = 64;
 
+/// Says that calls wait, or that there is room.
+#[derive(Default)]
+pub struct FeedSignal {
+    wanted: Notify,
+    queued: Mutex<BTreeSet<TrunkGroup>>,
+}
+
+impl FeedSignal {
+    /// A call waits for these trunks.
+    pub fn queued(&self, trunks: &TrunkGroup) {
+        let mut queued = self.queued.lock().unwrap_or_else(PoisonError::into_inner);
+        if !queued.contains(trunks) {
+            queued.insert(trunks.clone());
+        }
+        drop(queued);
+        self.wanted.notify_one();
+    }
+
+    /// A call has left the window.
+    pub fn room(&self) {
+        self.wanted.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<TrunkGroup> {
+        std::mem::take(&mut *self.queued.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Feeds the window.
 pub struct Feed {
     waiting: Waiting,
     window: Window,
+    trunks: TrunkControl,
     pause: Pause,
     index: CallIndex,
-    wanted: Arc<Notify>,
-    pace: Option<f64>,
-    /// The batch that had the last turn, by priority.
-    last: HashMap<Priority, Option<String>>,
+    signal: Arc<FeedSignal>,
+    /// Groups of trunks that calls may wait for.
+    present: BTreeSet<TrunkGroup>,
+    /// Messages that the window has, too, until whoever gave them back is done.
+    left: HashSet<u64>,
+    /// The batch that had the last turn.
+    last: HashMap<(TrunkGroup, Priority, Class), Option<String>>,
 }
 
 impl Feed {
-    /// `wanted` says that something waits, or that there is room. `pace` is how many calls are begun in a second, where that is limited.
+    /// `signal` says that something waits, or that there is room.
     pub fn new(
         waiting: Waiting,
         window: Window,
+        trunks: TrunkControl,
         pause: Pause,
         index: CallIndex,
-        pace: Option<f64>,
-        wanted: Arc<Notify>,
+        signal: Arc<FeedSignal>,
     ) -> Self {
-        Self { waiting, window, pause, index, wanted, pace, last: HashMap::new() }
+        Self {
+            waiting,
+            window,
+            trunks,
+            pause,
+            index,
+            signal,
+            present: BTreeSet::new(),
+            left: HashSet::new(),
+            last: HashMap::new(),
+        }
     }
 
     /// Feeds until `stop`. After an error it begins anew, once `keeper` has made what is missing.
     pub async fn run(mut self, keeper: Arc<Keeper>, stop: CancellationToken) {
         let mut retry = Retry::new("feed the window");
-        let wanted = self.wanted.clone();
+        let (signal, mut live) = (self.signal.clone(), self.trunks.live());
+        // At the start, too: trunks may have changed while nobody was there.
+        live.mark_changed();
+        let mut look_at = Instant::now();
         while !stop.is_cancelled() {
             tokio::select! {
-                () = wanted.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = signal.wanted.notified() => {}
+                () = tokio::time::sleep_until(look_at) => {}
                 () = stop.cancelled() => return,
             }
-            match self.fill().await {
+            let is_time_to_look = Instant::now() >= look_at;
+            if is_time_to_look {
+                look_at = Instant::now() + LOOK_EVERY;
+            }
+            match self.feed(is_time_to_look, &mut live).await {
                 Ok(()) => retry.worked(),
                 Err(error) => {
                     keeper.look_soon();
@@ -78,56 +131,108 @@ impl Feed {
         }
     }
 
-    /// Gives the window what it has room for. What it was given is in flight or undelivered before it is asked again.
+    async fn feed(&mut self, looks: bool, live: &mut LiveTrunks) -> Result<(), NatsError> {
+        if live.has_changed().unwrap_or(false) {
+            live.mark_unchanged();
+            if let Err(error) = self.regroup().await {
+                live.mark_changed();
+                return Err(error);
+            }
+        }
+        self.present.extend(self.signal.take());
+        if looks {
+            self.look().await?;
+        }
+        self.fill().await
+    }
+
+    /// Looks which trunks calls wait for.
+    async fn look(&mut self) -> Result<(), NatsError> {
+        let waiting = &self.waiting;
+        let groups = self.trunks.now().groups();
+        let looks = stream::iter(groups.into_iter().map(|group| async move {
+            let heads = waiting.oldest(Kind { trunks: Some(&group), ..Kind::ANY }, 1).await?;
+            Ok::<_, NatsError>((!heads.is_empty()).then_some(group))
+        }));
+        let present: Vec<_> = looks.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
+        self.present = present.into_iter().flatten().collect();
+        self.left.clear();
+        Ok(())
+    }
+
+    /// Gives the window what it has room for, trunk by trunk.
     async fn fill(&mut self) -> Result<(), NatsError> {
+        if self.pause.is_paused(now()) || self.present.is_empty() {
+            return Ok(());
+        }
+        for trunk in self.trunks.now().iter() {
+            self.fill_trunk(trunk).await?;
+        }
+        Ok(())
+    }
+
+    /// What the window was given is in flight or undelivered before it is asked again.
+    async fn fill_trunk(&mut self, trunk: &Trunk) -> Result<(), NatsError> {
         loop {
-            if self.pause.is_paused(now()) {
+            let groups = self.groups_for(&trunk.name);
+            if groups.is_empty() {
                 return Ok(());
             }
-            let room = self.room().await?.min(MOST_AT_ONCE);
+            let room = self.room(trunk).await?.min(MOST_AT_ONCE);
             if room == 0 {
                 return Ok(());
             }
-            let next = self.next(room).await?;
-            if next.is_empty() {
-                return Ok(());
-            }
+            let next = self.next(&groups, room).await?;
             let is_all = next.len() < room;
-            let mut moved =
-                stream::iter(next.into_iter().map(|head| self.offer(head))).buffer_unordered(REQUESTS_AT_ONCE);
-            while let Some(moved) = moved.next().await {
-                moved?;
+            if is_all {
+                self.present.retain(|group| !groups.contains(group));
             }
-            drop(moved);
+            let offers = stream::iter(next.into_iter().map(|head| self.offer(&trunk.name, head)));
+            let left: Vec<_> = offers.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
+            self.left.extend(left.into_iter().flatten());
             if is_all {
                 return Ok(());
             }
         }
     }
 
-    /// How many calls can be begun at once, or within a moment where their pace is limited: what lay in the window for longer than that
-    /// could not be overtaken.
-    async fn room(&self) -> Result<usize, NatsError> {
-        let occupancy = self.window.occupancy().await?;
+    /// The groups whose calls go to a trunk now.
+    fn groups_for(&self, trunk: &str) -> Vec<TrunkGroup> {
+        let now = now();
+        let goes_there = |group: &&TrunkGroup| group.first_free(|name| self.trunks.held(name, now)) == Ok(trunk);
+        self.present.iter().filter(goes_there).cloned().collect()
+    }
+
+    /// How many calls can be begun on a trunk at once, or within a moment where their pace is limited: what lay in the window for longer than
+    /// that could not be overtaken.
+    async fn room(&self, trunk: &Trunk) -> Result<usize, NatsError> {
+        let occupancy = self.window.occupancy(&trunk.name).await?;
+        let soon = trunk.calls_per_second.map(|pace| (pace * BEGUN_SOON.as_secs_f64()).ceil() as u64);
+        let in_doubt = self.trunks.breakers.room(&trunk.name, now()).map(u64::from);
         let free = occupancy.free();
-        let Some(soon) = self.pace.map(|pace| (pace * BEGUN_SOON.as_secs_f64()).ceil() as u64) else { return Ok(free) };
+        let Some(most) = soon.into_iter().chain(in_doubt).min() else { return Ok(free) };
         if self.index.check().is_err() {
             return Ok(free);
         }
-        let active = Status::ALL.into_iter().filter(|status| status.is_active());
-        let in_progress = active.map(|status| self.index.count_of(status) as u64).sum();
-        let unclaimed = (occupancy.in_flight + occupancy.undelivered).saturating_sub(in_progress);
-        Ok(free.min(usize::try_from(soon.saturating_sub(unclaimed)).unwrap_or(usize::MAX)))
+        let unclaimed = occupancy.messages().saturating_sub(self.index.active_on(&trunk.name) as u64);
+        Ok(free.min(usize::try_from(most.saturating_sub(unclaimed)).unwrap_or(usize::MAX)))
     }
 
-    async fn offer(&self, head: Head) -> Result<(), NatsError> {
-        self.window.put(job_of(&head.subject), head.headers, head.payload).await?;
+    /// Puts a message into the window and removes it here. One that is there already came there by a crash between the two, or is about to be
+    /// given back; then it stays here, and its sequence is the answer.
+    async fn offer(&self, trunk: &str, head: Head) -> Result<Option<u64>, NatsError> {
+        let (job, taken_back) = (job_of(&head.subject).to_owned(), taken_back_from(&head));
+        let is_new = self.window.put(trunk, &job, head.headers, head.payload).await?;
+        if !is_new && taken_back.is_some() && self.window.sequence_of(trunk, &job).await? == taken_back {
+            return Ok(Some(head.sequence));
+        }
         fail::fail_point!("feed-offered");
-        self.waiting.remove(head.sequence).await
+        self.waiting.remove(head.sequence).await?;
+        Ok(None)
     }
 
-    /// What should be next, at most so many.
-    async fn next(&mut self, room: usize) -> Result<Vec<Head>, NatsError> {
+    /// What should be next of some groups, at most so many.
+    async fn next(&mut self, groups: &[TrunkGroup], room: usize) -> Result<Vec<Head>, NatsError> {
         let mut next = Vec::new();
         for priority in Priority::ALL {
             for class in Class::ALL {
@@ -135,36 +240,50 @@ impl Feed {
                 if room == 0 {
                     return Ok(next);
                 }
-                next.extend(self.next_of(priority, class, room).await?);
+                let mut of_groups = Vec::new();
+                for group in groups {
+                    of_groups.push(self.next_of(group, priority, class, room).await?);
+                }
+                next.extend(turns::interleave(of_groups).take(room));
             }
         }
         Ok(next)
     }
 
-    async fn next_of(&mut self, priority: Priority, class: Class, room: usize) -> Result<Vec<Head>, NatsError> {
-        let all = Kind { priority: Some(priority), class: Some(class), batch: None };
-        let last = self.last.get(&priority);
-        let batches =
-            if class == Class::New { self.index.queued_batches(priority, last, room + 1) } else { Vec::new() };
-        if batches.len() < 2 {
-            return self.waiting.oldest(all, room).await;
+    async fn next_of(
+        &mut self,
+        trunks: &TrunkGroup,
+        priority: Priority,
+        class: Class,
+        room: usize,
+    ) -> Result<Vec<Head>, NatsError> {
+        let all = Kind { trunks: Some(trunks), priority: Some(priority), class: Some(class), batch: None };
+        let waits = self.waiting.count(all).await?;
+        if waits == 0 {
+            return Ok(Vec::new());
         }
-        let (turns, last) = turns::share(batches, room);
-        self.last.extend(last.map(|last| (priority, last)));
-        let waiting = &self.waiting;
-        let mut heads = stream::iter(turns.into_iter().map(|(batch, calls)| async move {
-            waiting.oldest(Kind { batch: Some(batch.as_deref()), ..all }, calls).await
-        }))
-        .buffered(REQUESTS_AT_ONCE);
-        let mut next = Vec::new();
-        while let Some(heads) = heads.next().await {
-            next.extend(heads?);
+        let paused = self.pause.batches(now());
+        let is_paused = |batch: Option<&str>| batch.is_some_and(|batch| paused.contains(batch));
+        let may_be_next =
+            |head: &Head| !self.left.contains(&head.sequence) && !is_paused(batch_of(&head.subject).as_deref());
+        let place = (trunks.clone(), priority, class);
+        let batches = self.index.queued_batches(priority, self.last.get(&place), room + 1, |batch| !is_paused(batch));
+        let (waiting, mut next) = (&self.waiting, Vec::new());
+        // Where all fit, nobody has to wait for a turn.
+        if waits > room as u64 && batches.len() > 1 {
+            let (turns, last) = turns::share(batches, room);
+            let heads = stream::iter(turns.into_iter().map(|(batch, calls)| async move {
+                waiting.oldest(Kind { batch: Some(batch.as_deref()), ..all }, calls).await
+            }));
+            let heads: Vec<Vec<Head>> = heads.buffered(REQUESTS_AT_ONCE).try_collect().await?;
+            next.extend(heads.into_iter().flatten().filter(may_be_next));
+            self.last.extend(last.map(|last| (place, last)));
         }
-        // What the index does not know (yet).
+        // And what the index does not know (yet).
         if next.len() < room {
-            let more = waiting.oldest(all, room).await?;
+            let more = waiting.oldest(all, room + self.left.len()).await?;
             let known: HashSet<u64> = next.iter().map(|head| head.sequence).collect();
-            let more = more.into_iter().filter(|head| !known.contains(&head.sequence));
+            let more = more.into_iter().filter(|head| !known.contains(&head.sequence) && may_be_next(head));
             next.extend(more.take(room - known.len()));
         }
         Ok(next)

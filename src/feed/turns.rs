@@ -28,6 +28,18 @@ pub(super) fn share(batches: Vec<Calls>, room: usize) -> (Vec<Calls>, Option<Opt
     (turns.filter(|(_, taken)| *taken > 0).collect(), last)
 }
 
+/// The first of each, then the second of each, and so on.
+pub(super) fn interleave<T>(each: Vec<Vec<T>>) -> impl Iterator<Item = T> {
+    let mut each: Vec<_> = each.into_iter().map(Vec::into_iter).collect();
+    let mut round = Vec::new().into_iter();
+    std::iter::from_fn(move || {
+        if round.len() == 0 {
+            round = each.iter_mut().filter_map(Iterator::next).collect::<Vec<T>>().into_iter();
+        }
+        round.next()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -48,6 +60,13 @@ mod tests {
         assert_eq!(share(waiting(), 1), (vec![batch("large", 1)], name("large")));
         assert_eq!(share(waiting(), 100), (vec![batch("large", 90), batch("small", 10)], name("large")));
         assert_eq!(share(Vec::new(), 5), (Vec::new(), None));
+    }
+
+    #[test]
+    fn of_several_each_is_next_in_turn() {
+        let turns = |each: Vec<Vec<u32>>| interleave(each).collect::<Vec<_>>();
+        assert_eq!(turns(vec![vec![1, 4, 6], vec![], vec![2, 5], vec![3]]), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(turns(vec![]), [0; 0]);
     }
 
     /// The batches that have calls left, the one after `last` first.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use warp::reply::Response;
 
-use crate::api::{self, Readiness};
+use crate::api::{self, Outlook, Readiness};
 use crate::call::{Outcome, Priority, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
@@ -60,6 +60,12 @@ pub struct Job<'a> {
     /// The cluster (or machine) that claimed the attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<&'a str>,
+    /// The trunk that the attempt is dialled on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<&'a str>,
+    /// The trunks that may dial it, the preferred one first; only while it waits.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub trunks: &'a [String],
     /// How many changes of state there were.
     pub revision: u64,
     /// Whether the call has ended: nothing changes any more.
@@ -94,7 +100,7 @@ pub struct Job<'a> {
     /// When the attempt is over at the latest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ends_by: Option<Timestamp>,
-    /// How many attempts did not count, since their container never ran.
+    /// How many attempts did not count, since the fault was ours: the trunk's or the cluster's.
     #[serde(skip_serializing_if = "is_zero")]
     pub faults: u32,
     /// When the next attempt, or a call with `not_before`, is due.
@@ -128,6 +134,17 @@ pub struct Job<'a> {
     pub traceparent: Option<&'a str>,
 }
 
+/// A call as `GET /jobs/{name}` shows it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct JobWithOutlook<'a> {
+    /// The call.
+    #[serde(flatten)]
+    pub job: Job<'a>,
+    /// What it may expect; only while it is `queued`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Outlook>,
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
 fn is_zero(number: &u32) -> bool {
     *number == 0
@@ -142,6 +159,8 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             job,
             namespace,
             cluster,
+            trunk,
+            trunks,
             status,
             revision,
             is_final,
@@ -181,6 +200,8 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             id: id.as_str(),
             job: job.as_deref(),
             cluster: cluster.as_deref(),
+            trunk: trunk.as_deref(),
+            trunks,
             revision: *revision,
             is_final: *is_final,
             attempt: *attempt,
@@ -259,7 +280,7 @@ mod tests {
     fn ended(is_final: bool) -> StatusEvent {
         event(json!({
             "status": "failed", "revision": 4, "final": is_final, "attempt": 1, "job": "sipcall-order-42-abcdefghij",
-            "cluster": "c", "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
+            "cluster": "c", "trunk": "t", "trunks": ["t", "u"], "batch": "b", "dest": "+49", "created_at": "2026-07-01T10:00:01Z",
             "started_at": "2026-07-01T10:00:02Z", "completed_at": "2026-07-01T10:00:03Z", "exit_code": 1,
             "outcome": "busy", "sip_code": 486, "reason": "r", "message": "m", "metadata": {"k": "v"},
             "priority": "bulk", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "not_before": "2026-07-01T10:00:00Z", "due_at": "2026-07-01T10:05:00Z", "waiting": 3,

@@ -6,10 +6,10 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use warp::reply::Response;
 
-use super::dto::{self, Accepted, Job, Ready};
-use super::problem::Problem;
+use super::dto::{self, Accepted, Job, JobWithOutlook, Ready};
+use super::problem::{Kind, Problem};
 use super::{HttpSettings, body, metrics, query, same_origin};
-use crate::api::{Api, Error};
+use crate::api::{Api, Error, Scope};
 use crate::call::cloud_event::Opened;
 use crate::call::validate;
 use crate::clock::now;
@@ -62,7 +62,10 @@ pub(super) async fn list(api: &Api, raw_query: &str) -> Result<Response, Problem
 pub(super) async fn show(api: &Api, tail: &str) -> Result<Response, Problem> {
     let name_or_id = query::name_or_id(tail)?;
     match api.find(&name_or_id).await? {
-        Some(event) => Ok(dto::json(StatusCode::OK, &Job::from(&event))),
+        Some(event) => {
+            let outlook = api.outlook(&event).await?;
+            Ok(dto::json(StatusCode::OK, &JobWithOutlook { job: Job::from(&event), outlook }))
+        }
         None => Err(Problem::no_such_call(&name_or_id)),
     }
 }
@@ -77,17 +80,44 @@ pub(super) async fn cancel(api: &Api, headers: &HeaderMap, tail: &str) -> Result
     }
 }
 
-/// `DELETE /jobs?batch=`: the same for every call of a batch; the answer counts them.
-pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
+/// `DELETE /jobs?batch=`, `DELETE /jobs?trunk=`: the same for every call of a batch or a trunk; the answer counts them.
+pub(super) async fn cancel_all(api: &Api, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
     same_origin::check(headers)?;
-    let batch = query::batch(raw_query)?;
-    Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_batch(&batch).await?))
+    let scope = query::scope(raw_query)?;
+    Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_all(&scope).await?))
 }
 
-/// `GET /health`: the process is up, in the form of the Python service, with the last known state of the queue or null.
+/// `GET /batches/{batch}`.
+pub(super) async fn batch(api: &Api, name: &str) -> Result<Response, Problem> {
+    let name = query::batch_in_path(name)?;
+    match api.batch(&name).await? {
+        Some(state) => Ok(dto::json(StatusCode::OK, &state)),
+        None => Err(Problem::new(Kind::NoSuchBatch, format!("no call of a batch `{name}` is known"))),
+    }
+}
+
+/// `DELETE /batches/{batch}`: as `DELETE /jobs?batch=`.
+pub(super) async fn cancel_batch(api: &Api, headers: &HeaderMap, name: &str) -> Result<Response, Problem> {
+    same_origin::check(headers)?;
+    let scope = Scope::Batch(query::batch_in_path(name)?);
+    Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_all(&scope).await?))
+}
+
+/// `GET /health`: the process is up, in the form of the Python service, with the last known state of the queue and of the trunks, or null.
 pub(super) fn health(api: &Api) -> Response {
     let version = env!("CARGO_PKG_VERSION");
-    dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": api.queue_state() }))
+    let (queue, trunks) = (api.queue_state(), api.trunks());
+    dto::json(StatusCode::OK, &json!({ "status": "ok", "version": version, "queue": queue, "trunks": trunks }))
+}
+
+/// `GET /trunks`.
+pub(super) fn trunks(api: &Api) -> Response {
+    match api.trunks() {
+        Some(trunks) => dto::json(StatusCode::OK, &trunks),
+        None => {
+            Problem::new(Kind::QueueUnavailable, "it is not known yet how the trunks are; try again").into_response()
+        }
+    }
 }
 
 /// `GET /livez`: the process is up.

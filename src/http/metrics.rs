@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::api::{Api, QueueState};
+use crate::api::{Api, BreakerState, QueueState, TrunkState};
 use crate::call::Status;
 
 /// Media type of the answer (OpenMetrics 1.0).
@@ -16,6 +16,11 @@ pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabel {
     status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TrunkLabel {
+    trunk: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,6 +36,7 @@ pub(super) fn text(api: &Api) -> String {
     if let Some(state) = api.queue_state() {
         queue(&mut registry, state);
     }
+    trunks(&mut registry, &api.trunks().unwrap_or_default());
     let mut text = String::new();
     // Writing into a String cannot fail.
     let _ = encode(&mut text, &registry);
@@ -68,6 +74,24 @@ fn queue(registry: &mut Registry, state: QueueState) {
         u64::try_from(max_in_progress).unwrap_or(0),
     );
     gauge("queue_paused", "1 while dialling is paused", u64::from(paused));
+}
+
+fn trunks(registry: &mut Registry, states: &[TrunkState]) {
+    let mut family = |name: &str, help: &str, value: fn(&TrunkState) -> u64| {
+        let family = Family::<TrunkLabel, Gauge>::default();
+        registry.register(name, help, family.clone());
+        for state in states {
+            set(&family.get_or_create(&TrunkLabel { trunk: state.name.clone() }), value(state));
+        }
+    };
+    family("trunk_in_progress", "Calls in progress, by trunk, across all replicas", |state| state.in_progress);
+    family("trunk_max_in_progress", "Maximum number of calls in progress at once, by trunk", |state| state.max_active);
+    family("trunk_waiting", "Calls waiting for a trunk before any other", |state| state.waiting);
+    family(
+        "trunk_breaker_open",
+        "1 while nothing is dialled on a trunk, since its breaker is open or half open",
+        |state| u64::from(state.breaker.state != BreakerState::Closed),
+    );
 }
 
 fn set(gauge: &Gauge, value: u64) {

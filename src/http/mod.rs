@@ -20,7 +20,7 @@ mod server;
 use std::time::Duration;
 
 pub use self::body_budget::BodyBudget;
-pub use self::dto::{Accepted, Job, Ready};
+pub use self::dto::{Accepted, Job, JobWithOutlook, Ready};
 pub use self::server::{serve, serve_admin};
 
 /// The limits of the HTTP side. The defaults are the operator's.

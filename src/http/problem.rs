@@ -18,6 +18,7 @@ pub(super) enum Kind {
     CrossOrigin,
     NoSuchRoute,
     NoSuchCall,
+    NoSuchBatch,
     MethodNotAllowed,
     BodyTimeout,
     LengthRequired,
@@ -51,6 +52,7 @@ impl Kind {
             Kind::MalformedJson => row(400, "malformed-json", "The body is not JSON"),
             Kind::CrossOrigin => row(403, "cross-origin", "Pages of other sites may not do this"),
             Kind::NoSuchRoute => row(404, "no-such-route", "There is nothing at this path"),
+            Kind::NoSuchBatch => row(404, "no-such-batch", "There is no such batch"),
             Kind::NoSuchCall => row(404, "no-such-call", "There is no such call"),
             Kind::MethodNotAllowed => row(405, "method-not-allowed", "This path does not allow this method"),
             Kind::BodyTimeout => row(408, "body-timeout", "The body took too long to arrive"),
@@ -195,6 +197,7 @@ impl From<api::Error> for Problem {
         match error {
             api::Error::Conflict(_) => Self { errors: about("id"), ..Self::new(Kind::IdConflict, &text) },
             api::Error::BadCursor(_) => Self::invalid(about("cursor")),
+            api::Error::Unroutable(error) => Self::invalid(vec![error]),
             api::Error::Full(_) => Self::new(Kind::QueueFull, &text),
             api::Error::TooLarge(_) => Self::new(Kind::TooLarge, &text),
             api::Error::Unreadable(_) => Self::new(Kind::Internal, &text),

@@ -28,6 +28,7 @@ pub(super) fn api(
     let api = Arc::new(api);
     let openapi = openapi(&settings.openapi);
     let routes = call(api.clone(), settings).or(jobs(api.clone())).unify().or(job(api.clone())).unify();
+    let routes = routes.or(batch(api.clone())).unify().or(trunks(api.clone())).unify();
     closed(routes.or(state(api)).unify().or(openapi).unify())
 }
 
@@ -62,7 +63,7 @@ fn call(
     warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
 }
 
-/// `GET /jobs`, `DELETE /jobs?batch=`.
+/// `GET /jobs`, `DELETE /jobs?batch=`, `DELETE /jobs?trunk=`.
 fn jobs(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let list = get_or_head()
@@ -71,7 +72,7 @@ fn jobs(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> 
         .then(|api: Arc<Api>, query: String| async move { answer(handlers::list(&api, &query).await) });
     let cancel = warp::delete().and(with(api)).and(warp::header::headers_cloned()).and(raw_query).then(
         |api: Arc<Api>, headers: HeaderMap, query: String| async move {
-            answer(handlers::cancel_batch(&api, &headers, &query).await)
+            answer(handlers::cancel_all(&api, &headers, &query).await)
         },
     );
     warp::path!("jobs").and(list.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
@@ -89,6 +90,25 @@ fn job(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> +
         },
     );
     warp::path("jobs").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
+}
+
+/// `GET /batches/{batch}`, `DELETE /batches/{batch}`.
+fn batch(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    let show = get_or_head()
+        .and(with(api.clone()))
+        .and(warp::path::tail())
+        .then(|api: Arc<Api>, tail: Tail| async move { answer(handlers::batch(&api, tail.as_str()).await) });
+    let cancel = warp::delete().and(with(api)).and(warp::header::headers_cloned()).and(warp::path::tail()).then(
+        |api: Arc<Api>, headers: HeaderMap, tail: Tail| async move {
+            answer(handlers::cancel_batch(&api, &headers, tail.as_str()).await)
+        },
+    );
+    warp::path("batches").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
+}
+
+/// `GET /trunks`.
+fn trunks(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
+    read(warp::path!("trunks"), move || handlers::trunks(&api))
 }
 
 /// `GET /health`, `GET /livez`, `GET /readyz`, `GET /metrics`.

@@ -21,7 +21,7 @@ pub struct Patience {
     pub faults: Duration,
 }
 
-/// The moments by which an attempt is judged.
+/// The moments by which an attempt is judged, and how its trunk is at the present one.
 #[derive(Debug, Clone, Copy)]
 pub struct Moments {
     /// The present one.
@@ -32,6 +32,8 @@ pub struct Moments {
     pub ends_by: Timestamp,
     /// Until when another one follows if its container never runs: `FAULT_PATIENCE` after the end of the first that did not.
     pub patience_ends: Timestamp,
+    /// Whether its trunk works for others at that moment.
+    pub trunk_works: bool,
 }
 
 impl Moments {
@@ -44,12 +46,20 @@ impl Moments {
             start_by: after(last.created_at.unwrap_or(last.time), to_start),
             ends_by: last.ends_by.unwrap_or(Timestamp::MAX),
             patience_ends: after(last.faults_since.unwrap_or(now), patience.faults),
+            trunk_works: false,
         }
+    }
+
+    /// The same for an attempt on a trunk that works for others, or does not.
+    #[must_use]
+    pub fn on_trunk(self, trunk_works: bool) -> Self {
+        Self { trunk_works, ..self }
     }
 
     /// Those of a call that nothing is known of yet: all the time in the world.
     pub fn unlimited(now: Timestamp) -> Self {
-        Self { now, start_by: Timestamp::MAX, ends_by: Timestamp::MAX, patience_ends: Timestamp::MAX }
+        let end = Timestamp::MAX;
+        Self { now, start_by: end, ends_by: end, patience_ends: end, trunk_works: false }
     }
 
     /// Whether the attempt's container had its time to start.
@@ -190,7 +200,8 @@ mod tests {
     const OVER: i64 = 1000;
 
     fn moments(now: i64) -> Moments {
-        Moments { now: at(now), start_by: at(LATE_START), ends_by: at(OVER), patience_ends: at(now) }
+        let (start_by, ends_by) = (at(LATE_START), at(OVER));
+        Moments { now: at(now), start_by, ends_by, patience_ends: at(now), trunk_works: false }
     }
 
     fn call(changes: Vec<Change>) -> StatusEvent {
@@ -209,7 +220,13 @@ mod tests {
     }
 
     fn pending() -> Change {
-        Change::Pending { attempt: 1, cluster: "c".into(), namespace: "n".into(), ends_by: at(OVER) }
+        Change::Pending {
+            attempt: 1,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(OVER),
+        }
     }
 
     fn running() -> Change {
@@ -353,7 +370,13 @@ mod tests {
         let first = call(vec![pending(), running()]);
         let redialled = advance(&first, &ended(Ran::Yes, Some(1), 150), moments(IN_TIME)).pop().expect("it ended");
         let due = Change::Scheduled { due_at: at(IN_TIME) };
-        let claim = Change::Pending { attempt: 2, cluster: "c".into(), namespace: "n".into(), ends_by: at(OVER) };
+        let claim = Change::Pending {
+            attempt: 2,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(OVER),
+        };
         let second = [redialled, due, claim, running()]
             .into_iter()
             .fold(first.clone(), |last, change| last.next(change, at(IN_TIME)).expect("a legal step"));

@@ -76,6 +76,15 @@ pub struct JobDefaults {
     pub template: Option<Job>,
 }
 
+impl JobDefaults {
+    /// The same for the account in another Secret, on other nodes where they are named.
+    #[must_use]
+    pub fn on(&self, secret: &str, node_selector: Option<&BTreeMap<String, String>>) -> Self {
+        let node_selector = node_selector.unwrap_or(&self.node_selector).clone();
+        Self { sip_secret_name: secret.to_owned(), node_selector, ..self.clone() }
+    }
+}
+
 /// A Job to start, and the passwords of its call, which go into a Secret of the same name.
 #[derive(Debug, Clone)]
 pub struct JobOrder {

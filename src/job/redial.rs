@@ -3,13 +3,16 @@
 use super::advance::Moments;
 use crate::call::{Outcome, Status, StatusEvent};
 
-/// Whether the attempt in hand is followed by another if it ends so. What never ran is tried again without counting while there is
-/// patience. A call that is to be cancelled is not dialled again, however its attempt ends.
+/// Whether the attempt in hand is followed by another if it ends so. What is our fault is tried again without counting: a cluster's while
+/// there is patience, a trunk's until the trunk works for others and still not for this call. A call that is to be cancelled is not
+/// dialled again, however its attempt ends.
 pub(super) fn is_redialled(last: &StatusEvent, outcome: Outcome, moments: Moments) -> bool {
     match outcome {
         _ if last.status == Status::Cancelling => false,
         Outcome::Answered => false,
         Outcome::NotStarted => moments.now < moments.patience_ends,
+        Outcome::Auth => !moments.trunk_works || last.faults_since.is_none(),
+        Outcome::Congestion => !moments.trunk_works || moments.now < moments.patience_ends,
         outcome => last.counted_attempts() < last.max_attempts && last.redial_on.contains(&outcome),
     }
 }
@@ -49,7 +52,13 @@ mod tests {
     }
 
     fn claim(attempt: u32) -> Change {
-        Change::Pending { attempt, cluster: "c".into(), namespace: "n".into(), ends_by: at(NOW + 3600) }
+        Change::Pending {
+            attempt,
+            cluster: "c".into(),
+            namespace: "n".into(),
+            trunk: "default".into(),
+            ends_by: at(NOW + 3600),
+        }
     }
 
     fn ended(outcome: Outcome) -> Change {

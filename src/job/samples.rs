@@ -37,6 +37,7 @@ pub(crate) fn spec() -> CallSpec {
         redial_on: None,
         on_unknown: OnUnknown::default(),
         priority: Priority::default(),
+        trunk: None,
         sip_secret: None,
     }
 }

@@ -122,16 +122,22 @@ pub struct Head {
     pub after: u64,
 }
 
-/// The oldest messages whose subject matches `filter`, at most so many, from any replica: one request, however many there are in
+/// The oldest messages from a sequence on whose subject matches `filter`, at most so many, from any replica: one request, however many there are in
 /// the stream. Their headers are ours, so they can be read.
 ///
 /// # Errors
 /// [`NatsError`].
-pub async fn oldest(jetstream: &Context, stream: &str, filter: &str, at_most: usize) -> Result<Vec<Head>, NatsError> {
+pub async fn oldest(
+    jetstream: &Context,
+    stream: &str,
+    filter: &str,
+    first: u64,
+    at_most: usize,
+) -> Result<Vec<Head>, NatsError> {
     let client = jetstream.client();
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(NatsError::of)?;
-    let request = serde_json::json!({"seq": 1, "next_by_subj": filter, "batch": at_most, "max_bytes": BATCH_BYTES});
+    let request = serde_json::json!({"seq": first, "next_by_subj": filter, "batch": at_most, "max_bytes": BATCH_BYTES});
     let request = serde_json::to_vec(&request).expect("numbers and texts always serialize");
     let subject = format!("$JS.API.DIRECT.GET.{stream}");
     client.publish_with_reply(subject, inbox, request.into()).await.map_err(NatsError::of)?;

@@ -10,6 +10,7 @@ use async_nats::jetstream::stream::{
     Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Republish, RetentionPolicy, StorageType,
 };
 use async_nats::jetstream::{Context, ErrorCode, kv};
+use futures::TryStreamExt;
 use jiff::Timestamp;
 
 use super::{NatsError, timestamp};
@@ -45,8 +46,8 @@ pub struct Names {
     pub dial_stream: String,
     /// Prefix of the subjects of what is dialled; [`crate::queue::window`] says what follows.
     pub dial: String,
-    /// The durable consumer of what is dialled.
-    pub dial_consumer: String,
+    /// Before the name of a trunk: the durable consumer of what is dialled on it.
+    pub dial_consumers: String,
     /// The stream of the server's timers.
     pub schedule_stream: String,
     /// Prefix of the timers' subjects; never covered by a consumer.
@@ -65,6 +66,20 @@ pub struct Names {
     pub due_consumer: String,
     /// The bucket for what the replicas share beside calls.
     pub bucket: String,
+    /// Where it is told that the breaker of a trunk has changed.
+    pub alerts: String,
+}
+
+impl Names {
+    /// The durable consumer of what is dialled on a trunk.
+    pub fn dial_consumer(&self, trunk: &str) -> String {
+        format!("{}{trunk}", self.dial_consumers)
+    }
+
+    /// The trunk in a subject of what is dialled.
+    pub fn trunk_of<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(&self.dial)?.strip_prefix('.')?.split('.').next()
+    }
 }
 
 impl Default for Names {
@@ -77,7 +92,7 @@ impl Default for Names {
             queue: "sip.queue".to_owned(),
             dial_stream: "SIP_DIAL".to_owned(),
             dial: "sip.dial".to_owned(),
-            dial_consumer: "dialler".to_owned(),
+            dial_consumers: "dialler-".to_owned(),
             schedule_stream: "SIP_SCHEDULE".to_owned(),
             schedule: "sip.schedule".to_owned(),
             due: "sip.due".to_owned(),
@@ -87,6 +102,7 @@ impl Default for Names {
             dead: "sip.dead".to_owned(),
             due_consumer: "due".to_owned(),
             bucket: "SIP_OPERATOR".to_owned(),
+            alerts: "sip.alert".to_owned(),
         }
     }
 }
@@ -102,8 +118,6 @@ pub struct StreamSettings {
     pub queue_max_messages: i64,
     /// `QUEUE_MAX_BYTES`: the queue refuses more; -1 for no limit.
     pub queue_max_bytes: i64,
-    /// `MAX_ACTIVE_CALLS`: calls in progress over all replicas.
-    pub max_active_calls: i64,
 }
 
 /// The streams of the operator.
@@ -160,16 +174,22 @@ impl StreamKind {
 /// one that started last decides, and the others must not change it back.
 const STARTED: &str = "sipstuff-operator.started";
 
-/// Makes all streams, the bucket and the consumers as the settings say, once, and returns the consumer of what is dialled.
+/// Makes all streams, the bucket and the consumers as the settings say, once: one of the consumers for a trunk with so many channels.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
-pub async fn ensure(jetstream: &Context, settings: &StreamSettings) -> Result<PullConsumer, NatsError> {
+pub async fn ensure(
+    jetstream: &Context,
+    settings: &StreamSettings,
+    trunk: &str,
+    channels: u32,
+) -> Result<PullConsumer, NatsError> {
     let started = now();
     for kind in StreamKind::ALL {
         ensure_stream(jetstream, settings, kind, started).await?;
     }
-    ensure_consumers(jetstream, settings, started).await
+    ensure_consumers(jetstream, settings, started).await?;
+    ensure_dialler(jetstream, settings, trunk, channels, started).await
 }
 
 /// Makes sure that a stream exists as it should, and tells when it was made. One that is as it should be is left alone: with a
@@ -227,7 +247,7 @@ pub async fn bucket(jetstream: &Context, settings: &StreamSettings) -> Result<kv
     jetstream.get_key_value(name).await.map_err(|error| NatsError::of(error).during(format!("open the bucket {name}")))
 }
 
-/// Makes sure that the consumers exist as they should, and returns that of what is dialled. As [`ensure_stream`], it leaves alone what is.
+/// Makes sure that the consumers of requests exist as they should. As [`ensure_stream`], it leaves alone what is.
 ///
 /// # Errors
 /// [`NatsError`] with the server's words.
@@ -235,16 +255,49 @@ pub async fn ensure_consumers(
     jetstream: &Context,
     settings: &StreamSettings,
     started: Timestamp,
-) -> Result<PullConsumer, NatsError> {
+) -> Result<(), NatsError> {
     let names = &settings.names;
     ensure_consumer(jetstream, &names.schedule_stream, &names.due_consumer, started, |present| due(names, present))
         .await?;
     ensure_consumer(jetstream, &names.calls_stream, &names.admission_consumer, started, |present| {
         admission(names, present)
     })
-    .await?;
-    ensure_consumer(jetstream, &names.dial_stream, &names.dial_consumer, started, |present| dialler(settings, present))
-        .await
+    .await
+    .map(drop)
+}
+
+/// Makes sure that the consumer of what is dialled on a trunk exists as it should, by settings that are in force since `since`.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn ensure_dialler(
+    jetstream: &Context,
+    settings: &StreamSettings,
+    trunk: &str,
+    channels: u32,
+    since: Timestamp,
+) -> Result<PullConsumer, NatsError> {
+    let names = &settings.names;
+    let wish = |present| dialler(names, trunk, channels, present);
+    ensure_consumer(jetstream, &names.dial_stream, &names.dial_consumer(trunk), since, wish).await
+}
+
+/// The trunks that there are consumers for.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn dialled_trunks(jetstream: &Context, names: &Names) -> Result<Vec<String>, NatsError> {
+    let stream = jetstream.get_stream_no_info(&names.dial_stream).await.map_err(NatsError::of)?;
+    let consumers: Vec<String> = stream.consumer_names().try_collect().await.map_err(NatsError::of)?;
+    Ok(consumers.iter().filter_map(|name| name.strip_prefix(&names.dial_consumers)).map(str::to_owned).collect())
+}
+
+/// Removes the consumer of a trunk that is gone; with nothing to dial on it, nothing is lost.
+///
+/// # Errors
+/// [`NatsError`] with the server's words.
+pub async fn remove_dialler(jetstream: &Context, names: &Names, trunk: &str) -> Result<(), NatsError> {
+    remove_consumer(jetstream, &names.dial_stream, &names.dial_consumer(trunk)).await
 }
 
 /// The consumer by which version 0.1 dialled from the inbox, if it is there. A work queue has one consumer, so it must go before what it
@@ -265,7 +318,11 @@ pub async fn former_consumer(jetstream: &Context, names: &Names) -> Result<Optio
 /// # Errors
 /// [`NatsError`] with the server's words.
 pub async fn remove_former_consumer(jetstream: &Context, names: &Names) -> Result<(), NatsError> {
-    match jetstream.delete_consumer_from_stream(FORMER_CONSUMER, &names.calls_stream).await {
+    remove_consumer(jetstream, &names.calls_stream, FORMER_CONSUMER).await
+}
+
+async fn remove_consumer(jetstream: &Context, stream: &str, name: &str) -> Result<(), NatsError> {
+    match jetstream.delete_consumer_from_stream(name, stream).await {
         Err(error) if !is_missing_consumer(&error) => Err(NatsError::of(error)),
         _ => Ok(()),
     }
@@ -302,17 +359,16 @@ fn is_missing_consumer(error: &ConsumerError) -> bool {
     matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
-fn dialler(settings: &StreamSettings, present: pull::Config) -> pull::Config {
-    let names = &settings.names;
+fn dialler(names: &Names, trunk: &str, channels: u32, present: pull::Config) -> pull::Config {
     pull::Config {
-        durable_name: Some(names.dial_consumer.clone()),
+        durable_name: Some(names.dial_consumer(trunk)),
         description: Some("one unacknowledged message is one call in progress".to_owned()),
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
-        filter_subject: format!("{}.>", names.dial),
-        max_ack_pending: settings.max_active_calls,
+        filter_subject: format!("{}.{trunk}.*", names.dial),
+        max_ack_pending: i64::from(channels),
         max_waiting: 512,
         ..present
     }

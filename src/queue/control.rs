@@ -1,53 +1,36 @@
-//! Steering the queue as a whole: pausing it, and how full it is.
+//! Pausing: of all calls, or of those of a batch. (A trunk is stopped by opening its breaker.)
 //!
-//! A pause is a key of the bucket that every dialler obeys before it claims a call. Whatever else is done with messages goes on, so
-//! that calls in progress are taken over, followed, cancelled and settled as ever.
+//! A pause is a key of the bucket that every feed obeys, and every dialler before it claims a call. Whatever else is done with messages
+//! goes on, so that calls in progress are taken over, followed, cancelled and settled as ever.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::kv::{Store, UpdateErrorKind};
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::kv::Store;
 use bytes::Bytes;
 use futures::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::Window;
+use super::bucket::{self, Found};
 use crate::clock::now;
-use crate::nats::{Names, NatsError, timestamp};
+use crate::nats::{NatsError, timestamp};
 use crate::retry::{self, Retry};
 
-/// Key of the pause.
-const KEY: &str = "pause";
-/// How long a message that may not be claimed is handed back for: within that, a call is dialled once the pause has ended. It keeps
-/// its place among the messages in flight, so no more of them come and go than there may be active calls.
-pub const PAUSED_DELAY: Duration = Duration::from_secs(3);
-/// How often the key is read even if no change was announced.
+/// Key of the pause of all calls.
+const ALL: &str = "pause.all";
+/// Key of the pauses of batches: an object, by the name of the batch.
+const BATCHES: &str = "pause.batches";
+/// Both.
+const KEYS: &str = "pause.*";
+/// Most batches that can be paused at once: their pauses are one value.
+const MAX_BATCHES: usize = 1000;
+/// How often the keys are read even if no change was announced.
 const READ_EVERY: Duration = Duration::from_secs(3);
-/// Header that the client library sets on the marker of a deleted key.
-const KV_OPERATION: &str = "KV-Operation";
-
-/// How the queue is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
-pub struct QueueState {
-    /// Calls that wait to be dialled; those that wait for their `not_before` or a redial are not counted.
-    pub backlog: u64,
-    /// Calls in progress over all replicas: `pending`, `running` or `cancelling`.
-    pub in_progress: u64,
-    /// Most calls in progress at once, over all replicas.
-    pub max_in_progress: i64,
-    /// Whether new calls are held back.
-    pub paused: bool,
-    /// When dialling goes on by itself; null when it is not paused, or until somebody resumes it.
-    pub paused_until: Option<Timestamp>,
-    /// Why it is paused, where that was said.
-    pub pause_reason: Option<String>,
-}
 
 /// That no new call is to be dialled: the value of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +60,7 @@ impl Paused {
     /// A value that somebody wrote by hand and that cannot be read was meant as a pause all the same.
     fn from_bytes(bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).unwrap_or_else(|error| {
-            let reason = Some(format!("the key `{KEY}` cannot be read ({error}); `resume` removes it"));
+            let reason = Some(format!("the key `{ALL}` cannot be read ({error}); `resume` removes it"));
             Self { until: None, by: None, reason, since: None }
         })
     }
@@ -88,7 +71,7 @@ impl Paused {
 /// # Errors
 /// [`NatsError`].
 pub async fn pause(store: &Store, paused: &Paused) -> Result<(), NatsError> {
-    store.put(KEY, paused.to_bytes()).await.map(drop).map_err(NatsError::of)
+    store.put(ALL, paused.to_bytes()).await.map(drop).map_err(NatsError::of)
 }
 
 /// Lets calls be dialled again; changes nothing when they are.
@@ -96,54 +79,115 @@ pub async fn pause(store: &Store, paused: &Paused) -> Result<(), NatsError> {
 /// # Errors
 /// [`NatsError`].
 pub async fn resume(store: &Store) -> Result<(), NatsError> {
-    store.delete(KEY).await.map_err(NatsError::of)
+    store.delete(ALL).await.map_err(NatsError::of)
 }
 
-/// What one read of the key found.
-enum Found {
-    Paused(Paused),
-    /// It was removed by [`resume`].
-    Resumed,
-    /// It was never set in this bucket.
-    Nothing,
+/// The same for the calls of a batch; false when too many batches are paused.
+///
+/// # Errors
+/// [`NatsError`].
+pub async fn pause_batch(store: &Store, batch: &str, paused: &Paused) -> Result<bool, NatsError> {
+    change_batches(store, |batches| {
+        batches.retain(|_, paused| paused.lasts(now()));
+        batches.insert(batch.to_owned(), paused.clone());
+    })
+    .await
 }
 
-/// Whether dialling is paused, as this replica knows it.
+/// Lets the calls of a batch be dialled again; changes nothing when they are.
+///
+/// # Errors
+/// [`NatsError`].
+pub async fn resume_batch(store: &Store, batch: &str) -> Result<(), NatsError> {
+    change_batches(store, |batches| drop(batches.remove(batch))).await.map(drop)
+}
+
+type Batches = BTreeMap<String, Paused>;
+
+async fn change_batches(store: &Store, change: impl Fn(&mut Batches)) -> Result<bool, NatsError> {
+    loop {
+        let found = bucket::read(store, BATCHES).await?;
+        let mut batches = batches_of(&found).unwrap_or_default();
+        change(&mut batches);
+        if batches.len() > MAX_BATCHES {
+            return Ok(false);
+        }
+        if bucket::write_after(store, BATCHES, to_bytes(&batches), found.revision()).await? {
+            return Ok(true);
+        }
+    }
+}
+
+/// `None` where there never was any in this bucket. What cannot be read pauses nothing: it does not say which batches.
+fn batches_of(found: &Found) -> Option<Batches> {
+    match found {
+        Found::Value(bytes, _) => Some(serde_json::from_slice(bytes).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the key `{BATCHES}` cannot be read; no batch is paused");
+            Batches::default()
+        })),
+        Found::Removed(_) => Some(Batches::default()),
+        Found::Nothing => None,
+    }
+}
+
+fn to_bytes(batches: &Batches) -> Bytes {
+    serde_json::to_vec(batches).expect("strings and moments").into()
+}
+
+/// Which new calls are held back, as this replica knows it.
 #[derive(Clone, Default)]
 pub struct Pause {
     known: Arc<RwLock<Option<Known>>>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Known {
-    Dialling,
-    Paused(Paused),
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Known {
+    all: Option<Paused>,
+    batches: Batches,
 }
 
 impl Pause {
     /// Dialling is not paused, and nobody looks whether that changes.
     pub fn never() -> Self {
-        Self { known: Arc::new(RwLock::new(Some(Known::Dialling))) }
+        Self { known: Arc::new(RwLock::new(Some(Known::default()))) }
     }
 
-    /// Whether no call may be claimed now. True until the key was read for the first time.
+    /// Whether no call at all may be claimed now. True until the keys were read for the first time.
     pub fn is_paused(&self, now: Timestamp) -> bool {
-        match &*self.known.read().unwrap_or_else(PoisonError::into_inner) {
-            None => true,
-            Some(Known::Dialling) => false,
-            Some(Known::Paused(paused)) => paused.lasts(now),
-        }
+        self.known().as_ref().is_none_or(|known| known.all.as_ref().is_some_and(|paused| paused.lasts(now)))
     }
 
-    /// The pause that lasts now.
+    /// Why a call of a batch, or of none, may not be claimed now.
+    pub fn holds(&self, batch: Option<&str>, now: Timestamp) -> Option<String> {
+        if self.is_paused(now) {
+            return Some("dialling is paused".to_owned());
+        }
+        let batch = batch?;
+        self.batch(batch, now).map(|_| format!("batch {batch} is paused"))
+    }
+
+    /// The pause of all calls that lasts now.
     pub fn paused(&self, now: Timestamp) -> Option<Paused> {
-        match &*self.known.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(Known::Paused(paused)) if paused.lasts(now) => Some(paused.clone()),
-            _ => None,
-        }
+        self.known().as_ref()?.all.clone().filter(|paused| paused.lasts(now))
     }
 
-    /// Follows the key until `stop`. While it cannot be read, what was known last stays true.
+    /// The pause of a batch that lasts now.
+    pub fn batch(&self, batch: &str, now: Timestamp) -> Option<Paused> {
+        self.known().as_ref()?.batches.get(batch).filter(|paused| paused.lasts(now)).cloned()
+    }
+
+    /// The batches that are paused now.
+    pub fn batches(&self, now: Timestamp) -> BTreeSet<String> {
+        let known = self.known();
+        let batches = known.iter().flat_map(|known| &known.batches);
+        batches.filter(|(_, paused)| paused.lasts(now)).map(|(batch, _)| batch.clone()).collect()
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Option<Known>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the keys until `stop`. While they cannot be read, what was known last stays true.
     pub async fn follow(self, store: Store, stop: CancellationToken) {
         let mut retry = Retry::new("follow whether dialling is paused");
         while !stop.is_cancelled() {
@@ -160,7 +204,7 @@ impl Pause {
     /// The watch only says when to read: the value is read from the stream's leader, since a copy that lags would end a pause. Returns
     /// when the watch has missed a change, as one does whose bucket was made again.
     async fn follow_until_error(&self, store: &Store, retry: &mut Retry) -> Result<(), NatsError> {
-        let mut changes = store.watch(KEY).await.map_err(NatsError::of)?;
+        let mut changes = store.watch(KEYS).await.map_err(NatsError::of)?;
         self.read(store).await?;
         retry.worked();
         loop {
@@ -175,57 +219,70 @@ impl Pause {
         }
     }
 
-    /// Reads the key; true when it has changed.
-    async fn read(&self, store: &Store) -> Result<bool, NatsError> {
-        let known = match (read(store).await?, self.paused(now())) {
-            (Found::Paused(paused), _) => Known::Paused(paused),
-            (Found::Resumed, _) | (Found::Nothing, None) => Known::Dialling,
+    /// Reads the keys; true when one has changed.
+    ///
+    /// # Errors
+    /// [`NatsError`].
+    pub async fn read(&self, store: &Store) -> Result<bool, NatsError> {
+        let all = match (bucket::read(store, ALL).await?, self.paused(now())) {
+            (Found::Value(bytes, _), _) => Some(Paused::from_bytes(&bytes)),
+            (Found::Removed(_), _) | (Found::Nothing, None) => None,
             (Found::Nothing, Some(paused)) => {
-                restore(store, &paused).await?;
-                Known::Paused(paused)
+                restore(store, ALL, paused.to_bytes()).await?;
+                Some(paused)
             }
         };
+        let batches = match batches_of(&bucket::read(store, BATCHES).await?) {
+            Some(batches) => batches,
+            None => {
+                let known = self.known().as_ref().map(|known| known.batches.clone()).unwrap_or_default();
+                if !known.is_empty() {
+                    restore(store, BATCHES, to_bytes(&known)).await?;
+                }
+                known
+            }
+        };
+        let known = Known { all, batches };
         let before = self.known.write().unwrap_or_else(PoisonError::into_inner).replace(known.clone());
         let has_changed = before.as_ref() != Some(&known);
-        if has_changed && !(before.is_none() && known == Known::Dialling) {
-            log_change(&known);
+        if has_changed {
+            log_change(&before.unwrap_or_default(), &known);
         }
         Ok(has_changed)
     }
 }
 
-fn log_change(known: &Known) {
-    match known {
-        Known::Dialling => tracing::info!("dialling goes on"),
-        Known::Paused(Paused { until, by, reason, .. }) => tracing::info!(
+fn log_change(before: &Known, known: &Known) {
+    match &known.all {
+        all if *all == before.all => {}
+        None => tracing::info!("dialling goes on"),
+        Some(Paused { until, by, reason, .. }) => tracing::info!(
             until = until.map(tracing::field::display),
             by = by.as_deref(),
             reason = reason.as_deref(),
             "dialling is paused: calls in progress go on, and no new one is claimed"
         ),
     }
-}
-
-async fn read(store: &Store) -> Result<Found, NatsError> {
-    let subject = format!("{}{KEY}", store.prefix);
-    match store.stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) if is_marker(&message.headers) => Ok(Found::Resumed),
-        Ok(message) => Ok(Found::Paused(Paused::from_bytes(&message.payload))),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
-        Err(error) => Err(NatsError::of(error)),
+    for (batch, Paused { until, by, reason, .. }) in &known.batches {
+        if before.batches.get(batch) != known.batches.get(batch) {
+            tracing::info!(
+                batch,
+                until = until.map(tracing::field::display),
+                by = by.as_deref(),
+                reason = reason.as_deref(),
+                "a batch is paused: its calls in progress go on, and no new one is claimed"
+            );
+        }
+    }
+    for batch in before.batches.keys().filter(|batch| !known.batches.contains_key(*batch)) {
+        tracing::info!(batch, "the calls of a batch are dialled again");
     }
 }
 
-fn is_marker(headers: &HeaderMap) -> bool {
-    headers.get(KV_OPERATION).is_some_and(|operation| operation.as_str() != "PUT")
-}
-
 /// The bucket was lost, and with it the pause: dialling must not go on by that. What somebody has set since stays.
-async fn restore(store: &Store, paused: &Paused) -> Result<(), NatsError> {
-    match store.update(KEY, paused.to_bytes(), 0).await {
-        Ok(_) => tracing::warn!("the bucket was lost with the pause in it; dialling stays paused"),
-        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
-        Err(error) => return Err(NatsError::of(error)),
+async fn restore(store: &Store, key: &str, value: Bytes) -> Result<(), NatsError> {
+    if bucket::write_after(store, key, value, 0).await? {
+        tracing::warn!(key, "the bucket was lost with a pause in it; what was paused stays paused");
     }
     Ok(())
 }
@@ -242,43 +299,15 @@ pub async fn adopt_consumer_pause(
     store: &Store,
 ) -> Result<(), NatsError> {
     let info = consumer.cached_info();
-    let lasts = |found: &Found| matches!(found, Found::Paused(paused) if paused.lasts(now()));
-    if !lasts(&read(store).await?) {
+    let lasts = |found: &Found| matches!(found, Found::Value(bytes, _) if Paused::from_bytes(bytes).lasts(now()));
+    if !lasts(&bucket::read(store, ALL).await?) {
         let until = info.config.pause_until.map(|moment| timestamp(moment.unix_timestamp_nanos()));
         let reason = Some("the queue's consumer was paused on the server".to_owned());
         pause(store, &Paused { until, by: None, reason, since: Some(now()) }).await?;
     }
-    tracing::info!("the consumer was paused on the server; the pause is now the key `{KEY}` of the bucket");
+    tracing::info!("the consumer was paused on the server; the pause is now the key `{ALL}` of the bucket");
     let stream = jetstream.get_stream_no_info(stream).await.map_err(NatsError::of)?;
     stream.resume_consumer(&info.name).await.map(drop).map_err(NatsError::of)
-}
-
-/// How the queue is right now, given how many calls are in progress and what [`Pause`] knows.
-///
-/// # Errors
-/// [`NatsError`]; also when the streams were never made.
-pub async fn state(
-    jetstream: &Context,
-    names: &Names,
-    in_progress: u64,
-    paused: Option<Paused>,
-) -> Result<QueueState, NatsError> {
-    let messages = async |stream: &str| {
-        let stream = jetstream.get_stream(stream).await.map_err(NatsError::of)?;
-        Ok::<_, NatsError>(stream.cached_info().state.messages)
-    };
-    let window = Window::new(jetstream.clone(), names);
-    let (inbox, waiting, window) =
-        tokio::try_join!(messages(&names.calls_stream), messages(&names.queue_stream), window.occupancy())?;
-    Ok(QueueState {
-        // What is in the window and not in progress waits as well: for its turn, or for the end of a pause.
-        backlog: inbox + waiting + window.undelivered + window.in_flight.saturating_sub(in_progress),
-        in_progress,
-        max_in_progress: i64::try_from(window.channels).unwrap_or(i64::MAX),
-        paused: paused.is_some(),
-        paused_until: paused.as_ref().and_then(|paused| paused.until),
-        pause_reason: paused.and_then(|paused| paused.reason),
-    })
 }
 
 #[cfg(test)]
@@ -287,6 +316,10 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")
+    }
+
+    fn all(paused: Option<Timestamp>) -> Option<Known> {
+        Some(Known { all: Some(until(paused)), ..Known::default() })
     }
 
     fn known(known: Option<Known>) -> Pause {
@@ -301,14 +334,25 @@ mod tests {
     fn nothing_is_claimed_before_the_key_was_read_or_while_a_pause_lasts() {
         let table = [
             (known(None), true),
-            (known(Some(Known::Dialling)), false),
-            (known(Some(Known::Paused(until(None)))), true),
-            (known(Some(Known::Paused(until(Some(at(101)))))), true),
-            (known(Some(Known::Paused(until(Some(at(100)))))), false),
+            (known(Some(Known::default())), false),
+            (known(all(None)), true),
+            (known(all(Some(at(101)))), true),
+            (known(all(Some(at(100)))), false),
         ];
         for (pause, expected) in table {
             assert_eq!(pause.is_paused(at(100)), expected, "{:?}", pause.known);
         }
+    }
+
+    #[test]
+    fn a_pause_of_a_batch_holds_its_calls_alone() {
+        let batches =
+            [("a", until(None)), ("b", until(Some(at(100))))].map(|(batch, paused)| (batch.to_owned(), paused));
+        let pause = known(Some(Known { batches: batches.into(), ..Known::default() }));
+        assert_eq!(pause.holds(Some("a"), at(100)).as_deref(), Some("batch a is paused"));
+        assert_eq!([None, Some("b"), Some("c")].map(|batch| pause.holds(batch, at(100))), [None, None, None]);
+        assert_eq!(pause.batches(at(99)).len(), 2);
+        assert_eq!(known(None).holds(None, at(1)).as_deref(), Some("dialling is paused"));
     }
 
     #[test]

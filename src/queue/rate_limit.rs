@@ -1,6 +1,6 @@
-//! `CALLS_PER_SECOND`: evenly spaced turns over all replicas, by the generic cell rate algorithm with no burst.
+//! The pace of a trunk: evenly spaced turns over all replicas, by the generic cell rate algorithm with no burst.
 //!
-//! The moment of the next free turn is one value in a bucket; whoever wants a turn moves it on by compare-and-set. A replica
+//! The moment of the next free turn is one value in a bucket for each trunk; whoever wants a turn moves it on by compare-and-set. A replica
 //! has at most a few milliseconds' worth of turns in hand, so a restart or a pause leaves no gap and is followed by no burst.
 
 use std::collections::VecDeque;
@@ -13,26 +13,27 @@ use tokio::sync::Mutex;
 use crate::clock::now;
 use crate::nats::NatsError;
 
-/// Key of the next free turn, nanoseconds since the epoch.
-const KEY: &str = "pace.next";
+/// Before the name of a trunk: the key of its next free turn, nanoseconds since the epoch.
+const KEY: &str = "pace.next.";
 /// Turns reserved in one step span about this long.
 const STEP: Duration = Duration::from_millis(20);
 
 /// Hands out turns.
 pub struct RateLimit {
     store: Store,
+    key: String,
     interval: i64,
     step: i64,
     in_hand: Mutex<VecDeque<i64>>,
 }
 
 impl RateLimit {
-    /// Turns at `per_second` (above 0) over everybody who uses the same bucket. Clocks are expected to agree within a second; a
+    /// Turns on a trunk at `per_second` (above 0) over everybody who uses the same bucket. Clocks are expected to agree within a second; a
     /// difference makes the spacing uneven by as much.
-    pub fn new(store: Store, per_second: f64) -> Self {
+    pub fn new(store: Store, trunk: &str, per_second: f64) -> Self {
         let interval = (1e9 / per_second).clamp(1.0, 1e15) as i64;
         let step = (STEP.as_nanos() as i64 / interval).max(1);
-        Self { store, interval, step, in_hand: Mutex::default() }
+        Self { store, key: format!("{KEY}{trunk}"), interval, step, in_hand: Mutex::default() }
     }
 
     /// Waits for a turn, first come, first served. Dropping the future gives its place up, and at most one turn.
@@ -55,12 +56,12 @@ impl RateLimit {
 
     async fn reserve(&self) -> Result<VecDeque<i64>, NatsError> {
         loop {
-            let entry = self.store.entry(KEY).await.map_err(NatsError::of)?;
+            let entry = self.store.entry(&self.key).await.map_err(NatsError::of)?;
             let revision = entry.as_ref().map_or(0, |entry| entry.revision);
             let next = entry.and_then(|entry| std::str::from_utf8(&entry.value).ok()?.parse::<i64>().ok());
             let turns = turns(next, nanoseconds(), self.interval, self.step);
             let value = Bytes::from((turns[turns.len() - 1] + self.interval).to_string());
-            match self.store.update(KEY, value, revision).await {
+            match self.store.update(&self.key, value, revision).await {
                 Ok(_) => return Ok(turns),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
                 Err(error) => return Err(NatsError::of(error)),

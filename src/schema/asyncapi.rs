@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{info, received, sent};
 use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallRequest, StatusEvent};
+use crate::policy::Alert;
 use crate::queue::dead_letters as dead;
 use crate::queue::decode::HEADER_PRIORITY;
 use crate::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_QUEUED_AT};
@@ -28,11 +29,13 @@ pub(super) fn document() -> Value {
             "schemas": {
                 "callRequest": received::<CallRequest>("Call request"),
                 "statusEvent": sent::<StatusEvent>("Status event"),
+                "alert": sent::<Alert>("Alert"),
             },
             "messages": {
                 "callRequest": call_request(),
                 "statusEvent": status_event(),
                 "deadLetter": dead_letter(),
+                "alert": alert(),
             },
         },
     })
@@ -44,6 +47,7 @@ fn channels() -> Value {
         "status": channel("sip.status", "statusEvent", "Every change of every call, republished by the server from stream SIP_STATUS; its `Nats-Sequence` and `Nats-Last-Sequence` headers show a gap."),
         "statusOfCall": status_of_call(),
         "dead": channel("sip.dead", "deadLetter", "Messages that cannot become calls: stream SIP_DEAD."),
+        "alert": channel("sip.alert", "alert", "What a person should know of at once: that dialling on a trunk has stopped, that one call probes it, and that it goes on. Not kept in a stream."),
     })
 }
 
@@ -71,6 +75,7 @@ fn operations() -> Value {
         "publishStatus": operation("send", "status", "statusEvent", "Publishes every change of a call's state."),
         "recordChange": operation("send", "statusOfCall", "statusEvent", "Records a change of a call's state, by compare-and-set."),
         "storeDeadLetter": operation("send", "dead", "deadLetter", "Keeps a message that cannot become a call."),
+        "publishAlert": operation("send", "alert", "alert", "Publishes that the breaker of a trunk has changed."),
     })
 }
 
@@ -135,6 +140,23 @@ fn dead_letter() -> Value {
             (dead::HEADER_TRUNCATED, "The size of the original in bytes, where there was no room for all of it."),
         ]),
         "payload": {"description": "The original, whatever it is."},
+    })
+}
+
+fn alert() -> Value {
+    json!({
+        "title": "Alert",
+        "summary": "The breaker of a trunk has changed: a CloudEvent 1.0 in binary mode.",
+        "headers": headers(&[
+            ("ce-specversion", "`1.0`"),
+            ("ce-id", "The trunk's name, `/`, and when it changed: unique per change."),
+            ("ce-source", "`/sipstuff-operator`"),
+            ("ce-type", "`sipstuff.trunk.` and what has changed: `opened`, `probing` or `closed`."),
+            ("ce-subject", "The trunk's name."),
+            ("ce-time", "When it changed, RFC 3339."),
+            ("content-type", "`application/json`"),
+        ]),
+        "payload": {"$ref": "#/components/schemas/alert"},
     })
 }
 

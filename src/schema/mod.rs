@@ -12,14 +12,18 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::call::{CallRequest, StatusEvent};
+use crate::config::trunks::TrunksFile;
+use crate::policy::Alert;
 
 /// Every document by its file name. The same at every call: keys are sorted.
 pub fn all() -> Vec<(&'static str, Value)> {
     let documents = [
+        ("alert.schema.json", named("alert", sent::<Alert>("Alert"))),
         ("asyncapi.json", asyncapi::document()),
         ("call-request.schema.json", named("call-request", received::<CallRequest>("Call request"))),
         ("openapi.json", openapi::document()),
         ("status-event.schema.json", named("status-event", sent::<StatusEvent>("Status event"))),
+        ("trunks.schema.json", named("trunks", received::<TrunksFile>("Trunks"))),
     ];
     documents.map(|(name, document)| (name, sorted(document))).into()
 }

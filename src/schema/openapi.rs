@@ -3,11 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::{info, received, sent};
-use crate::api::{BatchCancel, QueueState};
-use crate::call::cloud_event;
+use crate::api::{BatchState, Cancelled, QueueState, TrunkState};
 use crate::call::validate::names;
-use crate::call::{CallRequest, Status};
-use crate::http::{Accepted, Job};
+use crate::call::{CallRequest, Status, cloud_event};
+use crate::http::{Accepted, Job, JobWithOutlook};
 
 pub(super) fn document() -> Value {
     json!({
@@ -23,8 +22,10 @@ pub(super) fn document() -> Value {
         ],
         "paths": {
             "/call": {"post": submit()},
-            "/jobs": {"get": list(), "delete": cancel_batch()},
+            "/jobs": {"get": list(), "delete": cancel_all()},
             "/jobs/{name}": {"get": show(), "delete": cancel()},
+            "/batches/{batch}": {"get": show_batch(), "delete": cancel_batch()},
+            "/trunks": {"get": trunks()},
             "/health": {"get": health("health", "Whether the process serves")},
             "/livez": {"get": health("livez", "The same as /health, under the name that Kubernetes uses")},
             "/readyz": {"get": ready()},
@@ -41,13 +42,17 @@ fn schemas() -> Value {
         "Accepted": sent::<Accepted<'static>>("Accepted call"),
         "Job": sent::<Job<'static>>("Call"),
         "Status": sent::<Status>("Status"),
-        "BatchCancel": sent::<BatchCancel>("Cancelled batch"),
+        "CallInFull": sent::<JobWithOutlook<'static>>("Call with what it may expect"),
+        "Cancelled": sent::<Cancelled>("Cancelled calls"),
+        "BatchState": sent::<BatchState>("State of a batch"),
         "QueueState": sent::<QueueState>("State of the queue"),
+        "TrunkState": sent::<TrunkState>("State of a trunk"),
         "Health": {
             "type": "object",
             "required": ["status", "version"],
             "properties": {"status": {"const": "ok"}, "version": {"type": "string", "description": "The operator's version."},
                 "queue": {"anyOf": [component("QueueState"), {"type": "null"}], "description": "The state of the queue, at most a few seconds old; null while NATS does not answer. Only in /health."},
+                "trunks": {"anyOf": [{"type": "array", "items": component("TrunkState")}, {"type": "null"}], "description": "The trunks, as `GET /trunks` lists them; null while NATS does not answer. Only in /health."},
             },
         },
         "Ready": readiness(),
@@ -240,7 +245,7 @@ fn show() -> Value {
         "tags": ["calls"],
         "summary": "See how a call is",
         "parameters": [name_or_id()],
-        "responses": responses("200", body("The call.", &component("Job")), &["400", "404", "500", "503"]),
+        "responses": responses("200", body("The call.", &component("CallInFull")), &["400", "404", "500", "503"]),
     })
 }
 
@@ -268,19 +273,46 @@ fn cancel() -> Value {
     })
 }
 
+fn cancel_all() -> Value {
+    let scope = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "description": description, "schema": schema});
+    let trunk = json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": names::DNS_LABEL_PATTERN});
+    json!({
+        "operationId": "cancelCalls",
+        "tags": ["calls"],
+        "summary": "Cancel every call of a batch or a trunk that has not ended",
+        "parameters": [
+            scope("batch", "The batch. One of the two must be given, and no other parameter is accepted.", batch()),
+            scope("trunk", "The trunk: calls in progress on it, and those that wait and would rather be dialled on it than on another.", trunk),
+        ],
+        "responses": responses("202", cancelled(), &["400", "403", "422", "500", "503"]),
+    })
+}
+
+fn cancelled() -> Value {
+    body("How many, by what became of them.", &component("Cancelled"))
+}
+
+fn batch_in_path() -> Value {
+    json!({"name": "batch", "in": "path", "required": true, "description": "The batch.", "schema": batch()})
+}
+
+fn show_batch() -> Value {
+    json!({
+        "operationId": "showBatch",
+        "tags": ["calls"],
+        "summary": "See how a batch is: its calls by state, and about when the last of them is dialled",
+        "parameters": [batch_in_path()],
+        "responses": responses("200", body("The batch.", &component("BatchState")), &["400", "404", "422", "500", "503"]),
+    })
+}
+
 fn cancel_batch() -> Value {
     json!({
         "operationId": "cancelBatch",
         "tags": ["calls"],
         "summary": "Cancel every call of a batch that has not ended",
-        "parameters": [{
-            "name": "batch",
-            "in": "query",
-            "required": true,
-            "description": "The batch. No other parameter is accepted.",
-            "schema": batch(),
-        }],
-        "responses": responses("202", body("How many, by what became of them.", &component("BatchCancel")), &["400", "403", "422", "500", "503"]),
+        "parameters": [batch_in_path()],
+        "responses": responses("202", cancelled(), &["400", "403", "422", "500", "503"]),
     })
 }
 
@@ -295,6 +327,13 @@ fn metrics() -> Value {
 fn health(id: &str, summary: &str) -> Value {
     let good = body("The process serves.", &component("Health"));
     json!({"operationId": id, "tags": ["operation"], "summary": summary, "responses": responses("200", good, &[])})
+}
+
+fn trunks() -> Value {
+    let states = json!({"type": "array", "items": component("TrunkState")});
+    let good = body("The trunks, in the order of the configuration; at most a few seconds old.", &states);
+    let summary = "How the trunks are: channels, calls in progress and waiting, and what stops dialling on them";
+    json!({"operationId": "listTrunks", "tags": ["operation"], "summary": summary, "responses": responses("200", good, &["503"])})
 }
 
 fn ready() -> Value {

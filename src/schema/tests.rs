@@ -8,7 +8,9 @@ use super::*;
 use crate::call::validate::fields::FIELDS;
 use crate::call::validate::fixtures::{self, Expected, fixtures, with};
 use crate::call::validate::{self, Parsed};
-use crate::call::{Call, CallId, Change, Ended, Refusal};
+use crate::call::{Call, CallId, Change, Ended, Outcome, Refusal};
+use crate::config::trunks::parse as parse_trunks;
+use crate::policy::breaker::{Breaker, Changed, Ending};
 
 fn parse(body: &[u8]) -> Result<Parsed, Refusal> {
     validate::parse(body, fixtures::now())
@@ -83,6 +85,7 @@ fn every_event_of_a_call_is_valid() {
         attempt: 1,
         cluster: "c".to_owned(),
         namespace: "n".to_owned(),
+        trunk: "default".to_owned(),
         ends_by: jiff::Timestamp::UNIX_EPOCH,
     };
     let mut event = StatusEvent::first(&call, "n", now, Change::Queued, now).unwrap();
@@ -101,8 +104,73 @@ fn every_event_of_a_call_is_valid() {
 }
 
 #[test]
+fn every_alert_is_valid_and_has_the_headers_that_are_described() {
+    let schema = validator("alert.schema.json");
+    let (mut breaker, mut alerts) = (Breaker::default(), Vec::new());
+    let second = |second| Timestamp::from_second(second).unwrap();
+    let mut tell =
+        |changed: Option<Changed>, breaker: &Breaker| alerts.push(Alert::of("berlin", changed.unwrap(), breaker));
+    let ending = |job, outcome| Ending {
+        job,
+        outcome: Some(outcome),
+        sip_code: Some(403),
+        reason: Some("the registrar said no"),
+    };
+    tell(breaker.record(&ending("a", Outcome::Auth), second(0), 1), &breaker);
+    tell(breaker.admit("b", second(500), second(60), 1).unwrap(), &breaker);
+    tell(breaker.record(&ending("b", Outcome::Busy), second(61), 1), &breaker);
+    tell(Some(breaker.open(Some("anna".to_owned()), "the provider moves".to_owned(), second(62))), &breaker);
+    for alert in alerts {
+        let json = json!(alert);
+        assert!(schema.is_valid(&json), "{json}: {:?}", schema.iter_errors(&json).next());
+        let described = document("asyncapi.json")["components"]["messages"]["alert"]["headers"]["properties"].clone();
+        let names: Vec<_> = alert.headers().into_iter().map(|(name, _)| name.to_owned()).collect();
+        let mut described: Vec<_> = described.as_object().unwrap().keys().cloned().collect();
+        described.sort_by_key(|name| names.iter().position(|other| other == name));
+        assert_eq!(described, names);
+    }
+}
+
+#[test]
+fn the_schema_of_trunks_takes_the_example_and_refuses_what_the_program_refuses() {
+    let schema = validator("trunks.schema.json");
+    let valid = |yaml: &str| schema.is_valid(&serde_saphyr::from_str::<Value>(yaml).unwrap());
+    assert!(valid(include_str!("../../deploy/trunks.example.yaml")));
+    let trunk = "{name: a, secret: s, max_active: 3}";
+    let good = [
+        format!("trunks: [{trunk}]"),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '+49', trunks: [a]}}, {{prefix: '', trunks: [a]}}]"),
+        "trunks: [{name: a, secret: s, max_active: 3, calls_per_second: null, node_selector: {a: b}}]".to_owned(),
+    ];
+    for yaml in good {
+        assert!(valid(&yaml) && parse_trunks(&yaml).is_ok(), "{yaml}: {:?}", parse_trunks(&yaml));
+    }
+    let bad = [
+        "trunks: []".to_owned(),
+        "routes: []".to_owned(),
+        format!("trunks: [{trunk}]\nother: 1"),
+        "trunks: [{name: a.b, secret: s, max_active: 3}]".to_owned(),
+        "trunks: [{name: a, secret: S, max_active: 3}]".to_owned(),
+        "trunks: [{name: a, secret: s, max_active: 0}]".to_owned(),
+        "trunks: [{name: a, secret: s, max_active: 100001}]".to_owned(),
+        "trunks: [{name: a, secret: s}]".to_owned(),
+        "trunks: [{name: a, secret: s, max_active: 3, calls_per_second: 0}]".to_owned(),
+        "trunks: [{name: a, secret: s, max_active: 3, node_selector: {a: 'b c'}}]".to_owned(),
+        "trunks: [{name: a, secret: s, max_active: 3, password: p}]".to_owned(),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '49 30', trunks: [a]}}]"),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '+49', trunks: []}}]"),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '+49', trunks: [a, a]}}]"),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '+49', trunks: [A]}}]"),
+        format!("trunks: [{trunk}]\nroutes: [{{prefix: '+49'}}]"),
+    ];
+    for yaml in bad {
+        assert!(!valid(&yaml) && parse_trunks(&yaml).is_err(), "{yaml}");
+    }
+}
+
+#[test]
 fn the_schemas_are_json_schema_2020_12_with_an_id_of_their_own() {
-    for name in ["call-request.schema.json", "status-event.schema.json"] {
+    for name in ["alert.schema.json", "call-request.schema.json", "status-event.schema.json", "trunks.schema.json"] {
         let schema = document(name);
         jsonschema::meta::validate(&schema).unwrap();
         assert_eq!(schema["$schema"], json!("https://json-schema.org/draft/2020-12/schema"));

@@ -118,8 +118,8 @@ fn failed() -> Change {
 }
 
 fn claimed(attempt: u32, cluster: &str) -> Change {
-    let (cluster, namespace) = (cluster.to_owned(), "n".to_owned());
-    Change::Pending { attempt, cluster, namespace, ends_by: now() + SignedDuration::from_mins(10) }
+    let (cluster, namespace, trunk) = (cluster.to_owned(), "n".to_owned(), "default".to_owned());
+    Change::Pending { attempt, cluster, namespace, trunk, ends_by: now() + SignedDuration::from_mins(10) }
 }
 
 fn began() -> Change {
@@ -133,7 +133,7 @@ fn now() -> Timestamp {
 /// A message of the window, once one is not in flight any more.
 async fn handed_back(setup: &Setup) -> Message {
     eventually_some("a message is handed back", PATIENCE, async || {
-        let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler", "SIP_DIAL").await.ok()?;
+        let queue: PullConsumer = setup.js.get_consumer_from_stream("dialler-default", "SIP_DIAL").await.ok()?;
         queue.fetch().max_messages(1).messages().await.ok()?.next().await?.ok()
     })
     .await

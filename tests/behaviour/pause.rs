@@ -129,7 +129,7 @@ async fn a_pause_outlasts_the_bucket_it_is_kept_in() {
     shows_paused(&operator, true).await;
     setup.js.delete_key_value("SIP_OPERATOR").await.unwrap();
     let restored = async || match setup.js.get_key_value("SIP_OPERATOR").await {
-        Ok(bucket) => bucket.get("pause").await.is_ok_and(|value| value.is_some()),
+        Ok(bucket) => bucket.get("pause.all").await.is_ok_and(|value| value.is_some()),
         Err(_) => false,
     };
     eventually("the key is there again", PATIENCE, restored).await;
@@ -145,6 +145,64 @@ async fn a_pause_outlasts_the_bucket_it_is_kept_in() {
         .await;
     accepted(&operator, &request_of("after")).await;
     assert_eq!(setup.end_of("after").await.status, Status::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_batch_waits_and_keeps_no_other_from_being_dialled() {
+    let setup = Setup::local(0.2).await;
+    let operator = Operator::start(setup.options().env("MAX_ACTIVE_CALLS", 2)).await;
+    command(&setup, &["pause", "--batch", "list", "--reason", "a wrong text"]).await;
+    eventually("/health says so", PATIENCE, async || queue(&operator).await["paused_batches"] == json!(["list"])).await;
+    let held: Vec<String> = (0..10).map(|number| format!("held-{number}")).collect();
+    for id in &held {
+        setup.publish(&[], with(request_of(id), json!({"batch": "list"})).to_string()).await;
+        setup.becomes(id, Status::Queued).await;
+    }
+    for number in 0..10 {
+        let (alone, other) = (format!("alone-{number}"), format!("other-{number}"));
+        setup.publish(&[], request_of(&alone).to_string()).await;
+        setup.publish(&[], with(request_of(&other), json!({"batch": "other"})).to_string()).await;
+        for id in [alone, other] {
+            assert_eq!(setup.end_of(&id).await.status, Status::Succeeded);
+        }
+    }
+    for id in &held {
+        assert_eq!(setup.statuses(id).await, [Status::Queued], "{id}");
+    }
+    command(&setup, &["resume", "--batch", "list"]).await;
+    for id in &held {
+        assert_eq!(setup.end_of(id).await.status, Status::Succeeded);
+        assert_eq!(setup.calls_with(id), 1, "{id}");
+    }
+    setup.queue_empties().await;
+}
+
+/// Calls that lie in the window for their turn when dialling is paused go back to the queue, once and not lost, whoever dies at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_back_by_a_replica_that_dies_at_it_is_dialled_once() {
+    let setup = Setup::local(0.2).await;
+    // Ten lie in the window for their turn.
+    let options = setup.options().env("CALLS_PER_SECOND", 10).env("MAX_ACTIVE_CALLS", 20);
+    let mut dying = Operator::start(options.clone().failpoints("given-back=3*off->pause")).await;
+    let ids: Vec<String> = (0..40).map(|number| format!("call-{number}")).collect();
+    for id in &ids {
+        setup.publish(&[], request_of(id).to_string()).await;
+    }
+    setup.becomes("call-3", Status::Running).await;
+    command(&setup, &["pause"]).await;
+    let went_back = async || dying.log().matches("the call waits in the queue again").count() > 3;
+    eventually("some are in the queue, and in the window still", PATIENCE, went_back).await;
+    dying.kill9();
+
+    let operator = Operator::start(options).await;
+    shows_paused(&operator, true).await;
+    eventually("nothing is in flight", PATIENCE, async || setup.in_flight().await == 0).await;
+    command(&setup, &["resume"]).await;
+    for id in &ids {
+        assert_eq!(setup.end_of(id).await.status, Status::Succeeded);
+        assert_eq!(setup.calls_with(id), 1, "{id}");
+    }
+    setup.queue_empties().await;
 }
 
 /// Older versions paused the consumer on the server.

@@ -8,3 +8,4 @@ mod outages;
 mod power_loss;
 mod replicas;
 mod streams;
+mod trunks;

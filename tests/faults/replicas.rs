@@ -6,6 +6,7 @@ use futures::future::join_all;
 use serde_json::json;
 use sipstuff_operator::call::{Call, CallId, Change, Status, StatusEvent, validate};
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
+use sipstuff_operator::policy::DEFAULT_TRUNK;
 use sipstuff_operator::status_log::StatusLog;
 
 use crate::support::process::Scratch;
@@ -40,15 +41,12 @@ async fn log_at(cluster: &NatsCluster, server: usize) -> StatusLog {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_found_though_the_replica_that_is_asked_does_not_have_it_yet() {
     let cluster = NatsCluster::start().await;
-    let settings = StreamSettings {
-        names: Names::default(),
-        replicas: 3,
-        queue_max_messages: -1,
-        queue_max_bytes: -1,
-        max_active_calls: 1,
-    };
+    let settings = StreamSettings { names: Names::default(), replicas: 3, queue_max_messages: -1, queue_max_bytes: -1 };
     let js = cluster.servers[0].jetstream().await;
-    eventually_some("the streams are made", PATIENCE, async || streams::ensure(&js, &settings).await.ok()).await;
+    eventually_some("the streams are made", PATIENCE, async || {
+        streams::ensure(&js, &settings, DEFAULT_TRUNK, 1).await.ok()
+    })
+    .await;
     let leader = cluster.leader_of("SIP_STATUS", 0).await;
     let lagging = (leader + 1) % 3;
     let (written, read) = (log_at(&cluster, leader).await, log_at(&cluster, lagging).await);

@@ -30,7 +30,7 @@ const ALL: [Lost; 10] = [
     Lost::Stream("SIP_DEAD"),
     Lost::Stream("KV_SIP_OPERATOR"),
     Lost::Consumer("SIP_CALLS", "admission"),
-    Lost::Consumer("SIP_DIAL", "dialler"),
+    Lost::Consumer("SIP_DIAL", "dialler-default"),
     Lost::Consumer("SIP_SCHEDULE", "due"),
 ];
 
@@ -143,7 +143,8 @@ async fn settings_that_somebody_changes_are_set_again() {
     changed.max_messages = 5;
     setup.js.update_stream(changed).await.unwrap();
     let window = setup.js.get_stream("SIP_DIAL").await.unwrap();
-    let mut consumer: async_nats::jetstream::consumer::PullConsumer = window.get_consumer("dialler").await.unwrap();
+    let mut consumer: async_nats::jetstream::consumer::PullConsumer =
+        window.get_consumer("dialler-default").await.unwrap();
     let mut changed = consumer.info().await.unwrap().config.clone();
     changed.max_ack_pending = 1;
     window.update_consumer(changed).await.unwrap();

@@ -154,15 +154,23 @@ impl Setup {
                 let has = |argv: &[String]| argv.windows(2).any(|pair| pair == [&format!("--{option}"), value]);
                 cluster.1.starts().iter().filter(|start| has(&start.argv)).map(|start| start.at).collect()
             }
-            Place::Local(folder) => {
-                let lines = std::fs::read_to_string(calls_file(folder)).unwrap_or_default();
-                let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
-                lines
-                    .filter(|line| line["event"] == "start" && line[option] == value)
-                    .map(|line| line["time"].as_str().expect("a time").parse().expect("a timestamp"))
-                    .collect()
-            }
+            Place::Local(_) => self
+                .notes()
+                .into_iter()
+                .filter(|line| line["event"] == "start" && line[option] == value)
+                .map(|line| line["time"].as_str().expect("a time").parse().expect("a timestamp"))
+                .collect(),
         }
+    }
+
+    /// What the callers on this machine have noted, in `SIMULATE_LOG`.
+    ///
+    /// # Panics
+    /// When calls run in a cluster.
+    pub fn notes(&self) -> Vec<Value> {
+        let Place::Local(folder) = &self.place else { panic!("calls run in a cluster") };
+        let lines = std::fs::read_to_string(calls_file(folder)).unwrap_or_default();
+        lines.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 
     /// How many calls were placed that read out this text.
@@ -173,6 +181,11 @@ impl Setup {
     /// When calls to a destination were placed, in order.
     pub fn calls_to(&self, dest: &str) -> Vec<Timestamp> {
         self.placed("dest", dest)
+    }
+
+    /// How many calls were placed with an account, by its `SIP_USER`.
+    pub fn calls_by(&self, user: &str) -> usize {
+        self.placed("user", user).len()
     }
 
     /// The names of all Jobs that exist.
@@ -242,7 +255,7 @@ impl Setup {
     async fn consumer(&self) -> jetstream::consumer::Info {
         let stream = self.js.get_stream("SIP_DIAL").await.expect("the window");
         let mut consumer =
-            stream.get_consumer::<jetstream::consumer::pull::Config>("dialler").await.expect("the consumer");
+            stream.get_consumer::<jetstream::consumer::pull::Config>("dialler-default").await.expect("the consumer");
         consumer.info().await.expect("its state").clone()
     }
 

@@ -53,6 +53,8 @@ pub enum Rule {
     LabelValue,
     /// The name of a Kubernetes Secret.
     SecretName,
+    /// The name of a trunk: a token of subjects, and a label.
+    TrunkName,
     /// A map from Kubernetes label keys to label values.
     NodeSelector,
     /// A small map of strings.
@@ -67,7 +69,7 @@ const WAV: &str = "the path of a WAV file";
 const TRANSPORTS: Rule = Rule::OneOf(&["udp", "tcp", "tls"]);
 
 /// Every field of a request. An `f64` range is in seconds.
-pub const FIELDS: [(&str, Rule); 45] = [
+pub const FIELDS: [(&str, Rule); 46] = [
     ("id", Rule::Id),
     ("dest", Rule::Line("a phone number or SIP URI", MAX_NAME)),
     ("text", Rule::Speech),
@@ -112,6 +114,7 @@ pub const FIELDS: [(&str, Rule); 45] = [
     ("redial_on", Rule::Outcomes),
     ("on_unknown", Rule::OneOf(&OnUnknown::WORDS)),
     ("priority", Rule::OneOf(&Priority::WORDS)),
+    ("trunk", Rule::TrunkName),
     ("sip_secret", Rule::SecretName),
 ];
 
@@ -129,6 +132,7 @@ impl Rule {
             Rule::OneOf(words) => quoted(words),
             Rule::LabelValue => names::LABEL_VALUE_IS.to_owned(),
             Rule::SecretName => names::SUBDOMAIN_IS.to_owned(),
+            Rule::TrunkName => names::DNS_LABEL_IS.to_owned(),
             Rule::NodeSelector => "an object of Kubernetes label keys and values".to_owned(),
             Rule::Metadata => format!("an object of at most {MAX_METADATA_ENTRIES} strings"),
             Rule::Moment => "a date and time with offset (RFC 3339), such as \"2027-01-31T09:00:00+01:00\"".to_owned(),
@@ -153,6 +157,7 @@ impl Rule {
             Rule::OneOf(words) => json!({"enum": words}),
             Rule::LabelValue => json!({"minLength": 1, "maxLength": 63, "pattern": names::LABEL_VALUE_PATTERN}),
             Rule::SecretName => json!({"minLength": 1, "maxLength": 253, "pattern": names::SUBDOMAIN_PATTERN}),
+            Rule::TrunkName => json!({"minLength": 1, "maxLength": 63, "pattern": names::DNS_LABEL_PATTERN}),
             Rule::NodeSelector => json!({
                 "propertyNames": {"maxLength": 317, "pattern": names::LABEL_KEY_PATTERN},
                 "additionalProperties": {"type": "string", "maxLength": 63, "pattern": names::LABEL_VALUE_PATTERN},
@@ -220,7 +225,8 @@ fn not_empty(name: &str) -> Value {
     json!({"required": [name], "properties": {name: {"type": "string", "minLength": 1}}})
 }
 
-fn state_rule(property: &mut Map<String, Value>, rule: Rule) {
+/// Writes what a rule accepts into the schema of a property.
+pub fn state_rule(property: &mut Map<String, Value>, rule: Rule) {
     // The Rust type's own format and bounds (`uint32`, 0 …) say less than the rule, and are no JSON Schema.
     if matches!(rule, Rule::Integer(..) | Rule::Number(..)) {
         property.remove("format");

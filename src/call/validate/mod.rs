@@ -8,7 +8,7 @@ pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod names;
-mod rules;
+pub mod rules;
 #[cfg(test)]
 mod tests;
 

@@ -10,6 +10,9 @@ pub const LABEL_KEY_IS: &str = "a Kubernetes label key: 1 to 63 letters, digits,
      ends, optionally after a DNS subdomain and '/'";
 /// What a DNS subdomain is, for messages.
 pub const SUBDOMAIN_IS: &str = "a DNS subdomain of 1 to 253 characters: lower-case letters, digits, '-' and '.', a letter or digit at both ends of each part";
+/// What a DNS label is, for messages.
+pub const DNS_LABEL_IS: &str =
+    "a DNS label: 1 to 63 lower-case letters, digits and '-', a letter or digit at both ends";
 
 /// A label value that may be empty, as a regular expression; the length is stated apart.
 pub const LABEL_VALUE_PATTERN: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
@@ -20,6 +23,8 @@ pub const LABEL_KEY_PATTERN: &str = concat!(
 );
 /// A DNS subdomain, as a regular expression; the length is stated apart.
 pub const SUBDOMAIN_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// A DNS label, as a regular expression; the length is stated apart.
+pub const DNS_LABEL_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 
 /// Whether a text is a label value; the empty one is.
 pub fn is_label_value(text: &str) -> bool {
@@ -40,6 +45,11 @@ pub fn is_subdomain(text: &str) -> bool {
         part.bytes().all(|byte| byte == b'-' || byte.is_ascii_lowercase() || byte.is_ascii_digit()) && ends_well(part)
     };
     text.len() <= 253 && text.split('.').all(is_part)
+}
+
+/// Whether a text is a DNS label (RFC 1123 as Kubernetes reads it), which is also one token of a NATS subject.
+pub fn is_dns_label(text: &str) -> bool {
+    text.len() <= 63 && !text.contains('.') && is_subdomain(text)
 }
 
 fn is_label_name(text: &str) -> bool {
@@ -91,6 +101,18 @@ mod tests {
         let too_long = "a".repeat(254);
         for bad in ["", "A", "a_b", "a.", ".a", "a..b", "-a", "a-.b", "a/b", too_long.as_str()] {
             assert!(!is_subdomain(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn dns_labels_are_subdomains_of_one_part() {
+        let longest = "a".repeat(63);
+        for good in ["a", "trunk-2", "0", longest.as_str()] {
+            assert!(is_dns_label(good), "{good}");
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["", "A", "a_b", "a.b", "-a", "a-", "*", ">", "a b", too_long.as_str()] {
+            assert!(!is_dns_label(bad), "{bad}");
         }
     }
 }

@@ -12,8 +12,11 @@ use super::names;
 /// Longest quotation of a value in a message, in characters.
 const MAX_SHOWN: usize = 60;
 
-/// The value as the wire model decodes it (`60.0` for a whole number becomes `60`), or its problems, at least one.
-pub(super) fn check(rule: Rule, value: &Value, now: Timestamp) -> Result<Value, Vec<String>> {
+/// The value as the wire model decodes it (`60.0` for a whole number becomes `60`). `now` is only looked at for a moment.
+///
+/// # Errors
+/// Its problems, at least one, each with what is accepted.
+pub fn check(rule: Rule, value: &Value, now: Timestamp) -> Result<Value, Vec<String>> {
     let judged = match rule {
         Rule::Id => check_id(rule, value),
         Rule::Speech => string(rule, value).and_then(|text| bounded(text, MAX_TEXT, is_speech)),
@@ -25,6 +28,7 @@ pub(super) fn check(rule: Rule, value: &Value, now: Timestamp) -> Result<Value, 
         Rule::OneOf(words) => matching(rule, value, |text| words.contains(&text)),
         Rule::LabelValue => matching(rule, value, |text| !text.is_empty() && names::is_label_value(text)),
         Rule::SecretName => matching(rule, value, names::is_subdomain),
+        Rule::TrunkName => matching(rule, value, names::is_dns_label),
         Rule::Moment => moment(rule, value, now),
         Rule::NodeSelector => return entries(rule, value, selector_problem),
         Rule::Metadata => return metadata(rule, value),

@@ -36,7 +36,8 @@ fn everything() -> Value {
         "turn_server": "i", "turn_username": "j", "turn_password": "k", "turn_transport": "tcp", "keepalive_sec": 0,
         "public_address": "l", "node_selector": {"a.b/c": "", "d": "e"}, "batch": "b-1", "metadata": {"order": "7"},
         "not_before": "2030-01-01T00:00:00Z", "not_after": "2030-01-01T01:00:00.5Z", "max_attempts": 10,
-        "retry_delay": 86400, "redial_on": ["busy"], "on_unknown": "redial", "priority": "urgent", "sip_secret": "trunk.a"
+        "retry_delay": 86400, "redial_on": ["busy"], "on_unknown": "redial", "priority": "urgent", "trunk": "m-1",
+        "sip_secret": "trunk.a"
     }"#;
     serde_json::from_str(text).unwrap()
 }
@@ -291,7 +292,7 @@ fn the_longest_conversation_counts_every_round_and_pause() {
 fn the_fingerprint_is_the_one_that_running_systems_have_recorded() {
     assert_eq!(spec(&json!({})).fingerprint().as_str(), "roq6yz52p5hyt5jrth4cbgebcj");
     let mut older = everything();
-    for newer in ["on_unknown", "priority"] {
+    for newer in ["on_unknown", "priority", "trunk"] {
         older.as_object_mut().unwrap().remove(newer);
     }
     let all = parse(older.to_string().as_bytes()).unwrap().spec;
@@ -306,7 +307,7 @@ fn the_fingerprint_does_not_see_defaults_order_id_or_passwords() {
         json!({"timeout": 60, "repeat": 1.0, "pre_delay": 0, "inter_delay": 0.0, "post_delay": -0.0}),
         json!({"verbose": false, "transcribe": false, "metadata": {}, "wav": null}),
         json!({"max_attempts": 1, "retry_delay": 300}),
-        json!({"on_unknown": "hold", "priority": "normal"}),
+        json!({"on_unknown": "hold", "priority": "normal", "trunk": null}),
         json!({"redial_on": ["network", "busy", "congestion", "no_answer", "busy"]}),
         json!({"sip_password": "a", "turn_password": "b"}),
     ] {

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Bound;
 
+use jiff::Timestamp;
+
 use super::Brief;
+use super::rate::Rate;
 use crate::call::{Priority, Status};
 
 /// Where a call stands in the order: when it was queued (milliseconds since the epoch), then a hash of its name.
@@ -42,8 +45,10 @@ struct Entry {
     kept_from: u32,
     status: Status,
     is_final: bool,
-    /// Where it is new and in the queue.
+    /// Where it is in the queue.
     queued: Option<Priority>,
+    /// While it has not ended: its trunk, or the one that it would rather be dialled on.
+    trunk: Option<u16>,
     batch: Option<u32>,
 }
 
@@ -57,10 +62,21 @@ pub(super) struct Index {
     all: ByStatus,
     counts: [usize; Status::ALL.len()],
     queued: [BTreeMap<Option<String>, usize>; Priority::ALL.len()],
+    /// Every trunk that a call was for: few.
+    trunks: Vec<OnTrunk>,
     by_batch: HashMap<u32, Batch>,
     batches: HashMap<String, u32>,
     /// Of the next new batch. Not reused before all others were: four billion batches later.
     next_batch: u32,
+}
+
+/// The calls of a trunk that have not ended.
+#[derive(Default)]
+struct OnTrunk {
+    name: String,
+    active: usize,
+    calls: ByStatus,
+    begun: Rate,
 }
 
 struct Batch {
@@ -130,8 +146,16 @@ impl Index {
             brief.not_before.max(brief.due_at).map_or(brief.time, |moment| moment.max(brief.time)).as_second();
         let kept_from = u32::try_from(kept_from.max(0)).unwrap_or(u32::MAX);
         let Brief { status, is_final, .. } = *brief;
-        let queued = (status == Status::Queued && brief.due_at.is_none()).then_some(brief.priority);
-        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, queued, batch });
+        let queued = (status == Status::Queued).then_some(brief.priority);
+        let trunk = brief.trunk().and_then(|name| self.trunk_number(name));
+        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, queued, trunk, batch });
+        if let Some(trunk) = trunk.and_then(|number| self.trunks.get_mut(usize::from(number))) {
+            trunk.active += usize::from(status.is_active());
+            trunk.calls.0.insert((status, key));
+            if status == Status::Pending {
+                trunk.begun.note(brief.time);
+            }
+        }
         if let Some(priority) = queued {
             *self.queued[priority as usize].entry(brief.batch.clone()).or_default() += 1;
         }
@@ -156,6 +180,45 @@ impl Index {
         self.forget(key.call, |_| true);
     }
 
+    pub(super) fn active_on(&self, trunk: &str) -> usize {
+        self.on_trunk(trunk).map_or(0, |trunk| trunk.active)
+    }
+
+    pub(super) fn rate_on(&self, trunk: &str, now: Timestamp) -> Option<f64> {
+        self.on_trunk(trunk)?.begun.per_second(now)
+    }
+
+    pub(super) fn page_of_trunk(&self, trunk: &str, before: Option<Key>, limit: usize) -> Vec<(Key, u64)> {
+        let newest = |trunk: &OnTrunk| trunk.calls.newest(None, before.unwrap_or(Key::END), limit);
+        let keys = self.on_trunk(trunk).map(newest).unwrap_or_default();
+        keys.into_iter().filter_map(|key| Some((key, self.calls.get(&key.call)?.sequence))).collect()
+    }
+
+    pub(super) fn batches_waiting(&self) -> usize {
+        self.queued.iter().map(BTreeMap::len).sum()
+    }
+
+    pub(super) fn counts_of_batch(&self, batch: &str) -> Option<BTreeMap<Status, usize>> {
+        let calls = &self.by_batch.get(self.batches.get(batch)?)?.calls.0;
+        let mut counts = BTreeMap::new();
+        for (status, _) in calls {
+            *counts.entry(*status).or_default() += 1;
+        }
+        Some(counts)
+    }
+
+    fn on_trunk(&self, name: &str) -> Option<&OnTrunk> {
+        self.trunks.iter().find(|trunk| trunk.name == name)
+    }
+
+    fn trunk_number(&mut self, name: &str) -> Option<u16> {
+        let number = self.trunks.iter().position(|known| known.name == name).unwrap_or_else(|| {
+            self.trunks.push(OnTrunk { name: name.to_owned(), ..OnTrunk::default() });
+            self.trunks.len() - 1
+        });
+        u16::try_from(number).ok()
+    }
+
     fn batch_number(&mut self, name: &str) -> u32 {
         if let Some(number) = self.batches.get(name) {
             return *number;
@@ -177,6 +240,10 @@ impl Index {
         self.calls.remove(&call);
         self.all.0.remove(&(entry.status, entry.key));
         self.counts[entry.status as usize] -= 1;
+        if let Some(trunk) = entry.trunk.and_then(|number| self.trunks.get_mut(usize::from(number))) {
+            trunk.active -= usize::from(entry.status.is_active());
+            trunk.calls.0.remove(&(entry.status, entry.key));
+        }
         if let Some(priority) = entry.queued {
             self.leave_queue(priority, entry.batch);
         }
@@ -201,11 +268,13 @@ impl Index {
         priority: Priority,
         last: Option<&Option<String>>,
         at_most: usize,
+        counts: impl Fn(Option<&str>) -> bool,
     ) -> Vec<(Option<String>, usize)> {
         let queued = &self.queued[priority as usize];
-        let Some(last) = last else { return queued.iter().take(at_most).map(to_owned).collect() };
+        let counts = |(batch, _): &(&Option<String>, &usize)| counts(batch.as_deref());
+        let Some(last) = last else { return queued.iter().filter(counts).take(at_most).map(to_owned).collect() };
         let after = queued.range((Bound::Excluded(last), Bound::Unbounded));
-        after.chain(queued.range(..=last)).take(at_most).map(to_owned).collect()
+        after.chain(queued.range(..=last)).filter(counts).take(at_most).map(to_owned).collect()
     }
 
     /// A batch without calls is forgotten, or their names would pile up without end.

@@ -13,6 +13,8 @@ fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief 
         name,
         cluster: None,
         job: None,
+        trunk: None,
+        trunks: Vec::new(),
         is_final,
         status,
         queued_at,

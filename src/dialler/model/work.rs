@@ -6,6 +6,7 @@ use crate::call::{Change, IllegalStep, Outcome, Status, StatusEvent};
 use crate::dialler::decide::{Asked, Step, decide};
 use crate::dialler::{limits, redial};
 use crate::job::advance::{Moments, advance, is_recorded, lost};
+use crate::policy::DEFAULT_TRUNK;
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -151,11 +152,11 @@ impl Working<'_> {
             Step::Expire => self.record(Change::Expired),
             Step::Claim(attempt) => {
                 let Setup { call, defaults, .. } = self.setup;
-                let change = limits::claim(call, attempt, cluster, defaults, self.now());
+                let change = limits::claim(call, attempt, DEFAULT_TRUNK, cluster, defaults, self.now());
                 self.record(change)
             }
             Step::Redial => match self.last() {
-                Some(last) => self.record(redial::after_failure(&self.setup.call.spec, last, self.now())),
+                Some(last) => self.record(redial::after_failure(&self.setup.call.spec, last, false, self.now())),
                 None => Then::Impossible,
             },
             Step::Schedule { attempt, due } => self.when_fine(|step| step.set_timer(attempt, due)),
@@ -430,6 +431,7 @@ impl Setup {
     pub(super) fn asked(&self, work: &Work) -> Asked {
         Asked {
             attempt: work.message.attempt,
+            trunk: DEFAULT_TRUNK.to_owned(),
             deliveries: work.message.deliveries,
             fingerprint: self.call.fingerprint.clone(),
             not_after: None,

@@ -4,30 +4,35 @@
 use super::{HAND_BACK, Next, Processing};
 use crate::call::{Change, Outcome};
 use crate::clock::now;
+use crate::dialler::decide::Asked;
 use crate::dialler::{Dialler, after, limits, redial};
-use crate::job::Observed;
 use crate::job::advance::{Moments, lost};
 use crate::job::manifest::build;
+use crate::job::{JobOrder, Observed};
 use crate::job_watch::{Follower, Report};
-use crate::queue::control::PAUSED_DELAY;
-use crate::queue::in_flight::Settlement;
+use crate::nats::NatsError;
+use crate::policy::Wanted;
+use crate::policy::breaker::Ending;
 use crate::retry;
 use crate::runner::RunnerError;
 use crate::status_log::Recorded;
 
 impl Processing<'_> {
-    /// Claims the attempt, at its turn and unless dialling is paused. While it waited for that, the call may have been cancelled or
-    /// have expired: so it is decided on again.
+    /// Claims the attempt, at its turn and unless dialling is paused or the trunk is held. While it waited for that, the call may have been
+    /// cancelled or have expired: so it is decided on again.
     pub(super) async fn claim(&mut self, attempt: u32) -> Next {
-        if self.dialler.pause.is_paused(now()) {
-            return Next::Settle(Settlement::Nak(Some(PAUSED_DELAY)));
+        if let Some(why) = self.dialler.pause.holds(self.call.spec.batch.as_deref(), now()) {
+            return self.give_back(&why).await;
         }
-        if let Some(rate_limit) = &self.dialler.rate_limit
-            && !std::mem::take(&mut self.has_turn)
-        {
+        let Dialler { trunks, cluster, defaults, .. } = self.dialler;
+        let trunk = &self.asked.trunk;
+        if let Some(held) = trunks.held(trunk, now()) {
+            return self.give_back(&held.why).await;
+        }
+        if trunks.is_paced(trunk) && !std::mem::take(&mut self.has_turn) {
             let closing = &self.dialler.closing;
             let turn = tokio::select! {
-                turn = retry::until_stopped(closing, "reserve a turn", || rate_limit.turn()) => turn,
+                turn = retry::until_stopped(closing, "reserve a turn", || trunks.turn(trunk)) => turn,
                 () = closing.cancelled() => None,
             };
             if turn.is_none() {
@@ -36,29 +41,34 @@ impl Processing<'_> {
             self.has_turn = true;
             return Next::Decide;
         }
-        let Dialler { cluster, defaults, .. } = self.dialler;
-        let change = limits::claim(&self.call, attempt, cluster, defaults, now());
+        let (job, ends_by) = (self.call.name.job(attempt), limits::ends_by(&self.call, defaults, now()));
+        match trunks.breakers.admit(trunk, &job, ends_by).await {
+            Ok(Ok(())) => {}
+            Ok(Err(held)) => return self.give_back(&held.why).await,
+            Err(error) => return self.handle(error).await,
+        }
+        let change = limits::claim(&self.call, attempt, trunk, cluster, defaults, now());
         let next = self.record(change).await;
         fail::fail_point!("after-claim");
         next
     }
 
     pub(super) fn moments(&self) -> Moments {
-        let of = |last: &Recorded| Moments::of(&last.event, self.dialler.patience, now());
+        let of = |last: &Recorded| self.dialler.judge.moments(&last.event);
         self.last.as_ref().map_or_else(|| Moments::unlimited(now()), of)
     }
 
     /// Makes the Job and follows it. What can heal is tried again here, in the slot that the call has, while there is time.
     pub(super) async fn start(&mut self) -> Next {
-        let order = build(&self.call, self.asked.attempt, &self.dialler.defaults);
-        let mut follower = self.dialler.store.follow(order.name());
+        let mut follower = self.dialler.store.follow(&self.job());
+        let Some(order) = self.order() else { return Box::pin(self.give_up_without_trunk(&mut follower)).await };
         let result = {
             let Ok(_permit) = self.dialler.starts.0.acquire().await else { return HAND_BACK };
             if let Some(next) = self.changed_meanwhile().await {
                 return next;
             }
             if limits::is_too_late_to_start(&self.asked, self.moments()) {
-                return self.give_up_unless_started(&mut follower).await;
+                return Box::pin(self.give_up_unless_started(&mut follower)).await;
             }
             self.dialler.runner.start(&order).await
         };
@@ -71,8 +81,15 @@ impl Processing<'_> {
                 let report = follower.known();
                 self.follow_from(&mut follower, report).await
             }
-            Err(error) => self.handle(error).await,
+            Err(error) => Box::pin(self.handle(error)).await,
         }
+    }
+
+    /// The Job, with the account of its trunk; `None` where that is gone.
+    fn order(&self) -> Option<JobOrder> {
+        let trunk = self.dialler.trunks.get(&self.asked.trunk)?;
+        let defaults = self.dialler.defaults.on(&trunk.secret, trunk.node_selector.as_ref());
+        Some(build(&self.call, self.asked.attempt, &defaults))
     }
 
     /// What to do instead when the log has changed since it was decided to start: whoever had to wait for long, or was suspended,
@@ -98,6 +115,15 @@ impl Processing<'_> {
         }
     }
 
+    /// The trunk went between the claim and the start: the attempt is the next one's, unless its Job was made.
+    async fn give_up_without_trunk(&mut self, follower: &mut Follower) -> Next {
+        match self.dialler.runner.find(&self.job()).await {
+            Ok(Some(job)) => self.follow(follower, job.state).await,
+            Ok(None) => self.end_lost(Outcome::NotStarted, "its trunk was removed from the configuration").await,
+            Err(error) => self.fail(error).await,
+        }
+    }
+
     /// Follows a Job that was started before this delivery.
     pub(super) async fn watch(&mut self) -> Next {
         let mut follower = self.dialler.store.follow(&self.job());
@@ -116,22 +142,41 @@ impl Processing<'_> {
     pub(super) async fn fail(&mut self, error: RunnerError) -> Next {
         if limits::is_given_up(self.moments(), self.began) {
             let reason = format!("its end was not heard of in time: {error}");
-            return self.end_unknown(&reason).await;
+            return Box::pin(self.end_unknown(&reason)).await;
         }
-        self.handle(error).await
+        Box::pin(self.handle(error)).await
     }
 
     /// Records when the next attempt is due, or that it would be too late.
     pub(super) async fn redial(&mut self) -> Next {
+        if let Err(error) = self.tell_breaker().await {
+            return self.handle(error).await;
+        }
         let Some(last) = &self.last else { return Next::Decide };
-        let change = redial::after_failure(&self.call.spec, &last.event, now());
+        let trunks = self.dialler.trunks.now();
+        let has_other_trunk = trunks.failover(&Wanted::of(&self.call.spec, Some(&last.event))).is_some();
+        let change = redial::after_failure(&self.call.spec, &last.event, has_other_trunk, now());
         self.record(change).await
+    }
+
+    /// Tells the breaker of the trunk how the attempt has ended, or that it is not made.
+    pub(super) async fn tell_breaker(&self) -> Result<(), NatsError> {
+        let Asked { trunk, attempt, .. } = &self.asked;
+        let job = self.call.name.job(*attempt);
+        let last = self.last.as_ref().map(|last| &last.event);
+        let of_this = last.filter(|last| last.attempt == *attempt && last.trunk.as_ref() == Some(trunk));
+        let ending = of_this.and_then(Ending::of).unwrap_or(Ending::none(&job));
+        self.dialler.trunks.breakers.record(trunk, &ending).await
     }
 
     /// Records that nobody knows how the attempt ended.
     pub(super) async fn end_unknown(&mut self, reason: &str) -> Next {
+        self.end_lost(Outcome::Unknown, reason).await
+    }
+
+    async fn end_lost(&mut self, outcome: Outcome, reason: &str) -> Next {
         let Some(last) = &self.last else { return Next::Decide };
-        let change = lost(&last.event, Outcome::Unknown, self.moments(), reason);
+        let change = lost(&last.event, outcome, self.moments(), reason);
         self.record(change).await
     }
 }

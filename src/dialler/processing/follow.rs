@@ -40,7 +40,7 @@ impl Processing<'_> {
                 return next;
             }
             if self.has_not_started_in_time(&observed) {
-                match self.stop_unless_started().await {
+                match Box::pin(self.stop_unless_started()).await {
                     Stopped::Now => {}
                     Stopped::Not(by_now) => {
                         observed = by_now;

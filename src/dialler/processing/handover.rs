@@ -28,18 +28,39 @@ impl Processing<'_> {
     }
 
     pub(super) async fn schedule(&mut self, attempt: u32, due: Timestamp) -> Next {
+        let body = self.origin.body.clone();
+        match self.dialler.timers.set(&self.call.name, self.labels(attempt), due, body).await {
+            Ok(()) => DONE,
+            Err(error) => self.handle(error).await,
+        }
+    }
+
+    fn labels(&self, attempt: u32) -> Labels<'_> {
         let Call { id, traceparent, spec, .. } = &self.call;
         let (queued_at, traceparent) = (self.origin.queued_at, traceparent.as_ref());
-        let labels = Labels { id, attempt, queued_at, priority: spec.priority, traceparent };
-        let body = self.origin.body.clone();
-        match self.dialler.timers.set(&self.call.name, labels, due, body).await {
-            Ok(()) => DONE,
+        Labels { id, attempt, queued_at, priority: spec.priority, traceparent }
+    }
+
+    /// The call may not be begun now, or not on this trunk: it waits in the queue until it may, on whatever trunk then may dial it.
+    pub(super) async fn give_back(&mut self, why: &str) -> Next {
+        tracing::debug!(trunk = self.asked.trunk, why, "the call waits in the queue again");
+        let (attempt, message) = (self.asked.attempt, self.delivery.sequence);
+        let (headers, body) = (self.labels(attempt).headers(), self.origin.body.clone());
+        let waiting = &self.dialler.waiting;
+        match waiting.take_back(&self.call, attempt, &self.group(), message, headers, body).await {
+            Ok(()) => {
+                fail::fail_point!("given-back");
+                DONE
+            }
             Err(error) => self.handle(error).await,
         }
     }
 
     /// Whose call has ended needs no timer for its `not_after` any more; should it stay, it does nothing.
     pub(super) async fn done(&mut self) -> Next {
+        if let Err(error) = self.tell_breaker().await {
+            return self.handle(error).await;
+        }
         let is_final = self.last.as_ref().is_some_and(|last| last.event.is_final);
         if is_final
             && self.asked.not_after.is_some_and(|end| end > now())

@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use super::decide::{Asked, Step, decide};
 use super::error_policy::{Action, StepError, error_policy};
 use super::{Dialler, Origin, after};
-use crate::call::{Call, Change, IllegalStep, StatusEvent};
+use crate::call::{Call, Change, IllegalStep, Status, StatusEvent};
 use crate::clock::now;
+use crate::policy::{TrunkGroup, Wanted};
 use crate::queue::Delivery;
 use crate::queue::in_flight::Settlement;
 use crate::queue::pull::PrefetchPermit;
@@ -98,19 +99,20 @@ impl<'a> Processing<'a> {
         }
     }
 
+    /// The larger steps are boxed, so that a call in progress takes no more than what follows it.
     async fn perform(&mut self, step: Step) -> Next {
         match step {
             Step::RecordQueued => self.record(Change::Queued).await,
-            Step::Schedule { attempt, due } => self.schedule(attempt, due).await,
+            Step::Schedule { attempt, due } => Box::pin(self.schedule(attempt, due)).await,
             Step::Expire => self.record(Change::Expired).await,
-            Step::Claim(attempt) => self.claim(attempt).await,
+            Step::Claim(attempt) => Box::pin(self.claim(attempt)).await,
             Step::Start => Box::pin(self.start()).await,
             Step::Watch => Box::pin(self.watch()).await,
             Step::Stop => Box::pin(self.stop()).await,
-            Step::Redial => self.redial().await,
+            Step::Redial => Box::pin(self.redial()).await,
             Step::HandBack => Next::Settle(Settlement::Nak(Some(AHEAD_DELAY))),
-            Step::Elsewhere => self.elsewhere().await,
-            Step::Done => self.done().await,
+            Step::Elsewhere => Box::pin(self.elsewhere()).await,
+            Step::Done => Box::pin(self.done()).await,
             Step::Conflict => self.conflict().await,
             Step::Implausible => self.implausible().await,
         }
@@ -176,13 +178,23 @@ impl<'a> Processing<'a> {
     }
 
     fn event(&self, change: Change) -> Result<StatusEvent, IllegalStep> {
-        match &self.last {
+        let event = match &self.last {
             Some(last) => last.event.next(change, now()),
             None => {
                 let namespace = &self.dialler.defaults.namespace;
                 StatusEvent::first(&self.call, namespace, self.origin.queued_at, change, now())
             }
-        }
+        }?;
+        Ok(match event.status {
+            Status::Queued | Status::Scheduled => event.for_trunks(self.group().names()),
+            _ => event,
+        })
+    }
+
+    /// The trunks that may dial the next attempt.
+    fn group(&self) -> TrunkGroup {
+        let last = self.last.as_ref().map(|last| &last.event);
+        self.dialler.trunks.now().group(&Wanted::of(&self.call.spec, last))
     }
 
     /// The Job of the attempt that the message is for.

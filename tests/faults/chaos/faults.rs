@@ -30,7 +30,8 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The stream behind the bucket.
 pub const BUCKET: &str = "KV_SIP_OPERATOR";
 /// The consumers, each with its stream.
-pub const CONSUMERS: [(&str, &str); 3] = [("SIP_CALLS", "admission"), ("SIP_SCHEDULE", "due"), ("SIP_DIAL", "dialler")];
+pub const CONSUMERS: [(&str, &str); 3] =
+    [("SIP_CALLS", "admission"), ("SIP_SCHEDULE", "due"), ("SIP_DIAL", "dialler-default")];
 /// What is slow, is so much slower per piece.
 const SLOW: Duration = Duration::from_millis(60);
 

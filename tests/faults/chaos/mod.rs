@@ -134,7 +134,7 @@ async fn print_progress(world: Arc<World>, answers: Arc<Answers>) {
 }
 
 async fn queue(world: &World) -> Option<(u64, usize)> {
-    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler", "SIP_DIAL").await.ok()?;
+    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler-default", "SIP_DIAL").await.ok()?;
     let info = consumer.cached_info();
     let waiting = held(world, "SIP_QUEUE").await? + held(world, "SIP_CALLS").await?;
     Some((waiting + info.num_pending, info.num_ack_pending))
