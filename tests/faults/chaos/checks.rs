@@ -118,10 +118,13 @@ impl Report {
     }
 
     fn the_limit_holds(&mut self, world: &World) {
+        for (trunk, limit) in world.plan.trunks() {
+            let (most, at) = histories::most_active(&self.histories.events, trunk);
+            self.notes.push(format!("at most {most} calls in progress on trunk {trunk} by the log, limit {limit}"));
+            let what = format!("{most} calls were in progress on trunk {trunk} at record {at}, the limit is {limit}");
+            self.expect(most <= limit, &what);
+        }
         let limit = world.plan.active_calls();
-        let (most, at) = histories::most_active(&self.histories.events);
-        self.notes.push(format!("at most {most} calls in progress by the log, limit {limit}"));
-        self.expect(most <= limit, &format!("{most} calls were in progress at record {at}, the limit is {limit}"));
         // A Job that is deleted by hand is gone before its pod is.
         let deleted = world.harmed().iter().filter(|harmed| harmed.how.contains("Job")).count();
         let ran = world.node().most_at_once();

@@ -18,7 +18,7 @@ use kube::api::{DeleteParams, ListParams};
 use sipstuff_operator::call::Status;
 use tokio::task::JoinSet;
 
-use super::pause::pause_and_restart;
+use super::pause::{hold_trunk, pause_and_restart};
 use super::plan::{Fault, Kind};
 use super::world::World;
 use crate::support::TestNode;
@@ -30,8 +30,12 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The stream behind the bucket.
 pub const BUCKET: &str = "KV_SIP_OPERATOR";
 /// The consumers, each with its stream.
-pub const CONSUMERS: [(&str, &str); 3] =
-    [("SIP_CALLS", "admission"), ("SIP_SCHEDULE", "due"), ("SIP_DIAL", "dialler-default")];
+pub const CONSUMERS: [(&str, &str); 4] = [
+    ("SIP_CALLS", "admission"),
+    ("SIP_SCHEDULE", "due"),
+    ("SIP_DIAL", "dialler-default"),
+    ("SIP_DIAL", "dialler-second"),
+];
 /// What is slow, is so much slower per piece.
 const SLOW: Duration = Duration::from_millis(60);
 
@@ -101,6 +105,7 @@ async fn happen(world: Arc<World>, fault: Fault) {
         Kind::DeleteConsumers => delete_consumers(world, fault).await,
         Kind::DeleteDeadLetters => delete_dead_letters(world).await,
         Kind::PauseAndRestart => pause_and_restart(world, fault).await,
+        Kind::HoldTrunk => hold_trunk(world, &fault).await,
     }
 }
 

@@ -30,7 +30,7 @@ impl Guest {
         let cluster = format!("guest-{number}");
         let namespace = plane.namespace().await;
         let node = counted.another(namespace.client.clone(), &namespace.name);
-        let options = options(plan, nats, &namespace).env("CLUSTER_NAME", &cluster);
+        let options = options(plan, nats, &namespace, logs).env("CLUSTER_NAME", &cluster);
         let operator = Operator::start_unready(options).await;
         Self { cluster, node, operator, logs: logs.to_owned(), _namespace: namespace }
     }

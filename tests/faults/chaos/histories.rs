@@ -108,12 +108,12 @@ fn is_a_step(from: Option<Status>, to: Status) -> bool {
     steps.contains(&to)
 }
 
-/// The most calls that were in progress at once, by the order of the log, and the record at which.
-pub fn most_active(events: &[StatusEvent]) -> (usize, usize) {
+/// The most calls that were in progress on a trunk at once, by the order of the log, and the record at which.
+pub fn most_active(events: &[StatusEvent], trunk: &str) -> (usize, usize) {
     let mut active = HashSet::new();
     let mut most = (0, 0);
     for (number, event) in events.iter().enumerate() {
-        if is_active(event) {
+        if is_active(event) && event.trunk.as_deref() == Some(trunk) {
             active.insert(&event.name);
         } else {
             active.remove(&event.name);

@@ -134,8 +134,14 @@ async fn print_progress(world: Arc<World>, answers: Arc<Answers>) {
 }
 
 async fn queue(world: &World) -> Option<(u64, usize)> {
-    let consumer: PullConsumer = world.js().get_consumer_from_stream("dialler-default", "SIP_DIAL").await.ok()?;
-    let info = consumer.cached_info();
-    let waiting = held(world, "SIP_QUEUE").await? + held(world, "SIP_CALLS").await?;
-    Some((waiting + info.num_pending, info.num_ack_pending))
+    let mut waiting = held(world, "SIP_QUEUE").await? + held(world, "SIP_CALLS").await?;
+    let mut active = 0;
+    for (trunk, _) in world.plan.trunks() {
+        let name = format!("dialler-{trunk}");
+        let consumer: PullConsumer = world.js().get_consumer_from_stream(name, "SIP_DIAL").await.ok()?;
+        let info = consumer.cached_info();
+        waiting += info.num_pending;
+        active += info.num_ack_pending;
+    }
+    Some((waiting, active))
 }

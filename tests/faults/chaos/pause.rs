@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+use sipstuff_operator::policy::DEFAULT_TRUNK;
 
 use super::plan::Fault;
 use super::world::{Replica, World};
@@ -40,6 +41,14 @@ pub async fn pause_and_restart(world: &World, mut fault: Fault) {
     }
     command(world, &["resume"]).await;
     all_show(world, false, ENDED).await;
+}
+
+/// Lets nothing be begun on the first trunk for a while.
+pub async fn hold_trunk(world: &World, fault: &Fault) {
+    let _alone = world.bucket.lock().await;
+    command(world, &["trunks", "open", DEFAULT_TRUNK, "--why", "chaos"]).await;
+    tokio::time::sleep(fault.lasts.max(SHORTEST)).await;
+    command(world, &["trunks", "close", DEFAULT_TRUNK]).await;
 }
 
 async fn restart(replica: &Replica, kill: bool, down: Duration) {

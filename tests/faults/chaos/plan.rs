@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
+use sipstuff_operator::policy::DEFAULT_TRUNK;
 
 use super::dice::Dice;
 use crate::support::node::Callee;
@@ -21,6 +22,8 @@ pub struct Plan {
 
 /// Seconds that a conversation may last; every one of them is shorter.
 const LONGEST_CALL: u32 = 3;
+/// The trunk that some calls name, and that takes the others while the first one is held.
+const SECOND_TRUNK: &str = "second";
 /// The seed of `make test`, so that every change meets the same plan; `make chaos` takes a new one.
 const SEED: u64 = 627_442;
 
@@ -49,7 +52,22 @@ impl Plan {
         (self.calls / 30).clamp(20, 120)
     }
 
-    /// `CALLS_PER_SECOND`, of every second seed: so that the bucket matters, and that it does not.
+    /// The trunks and their channels: calls go to the first, unless it is held or they name the second.
+    pub fn trunks(&self) -> [(&'static str, usize); 2] {
+        let second = self.active_calls() / 3;
+        [(DEFAULT_TRUNK, self.active_calls() - second), (SECOND_TRUNK, second)]
+    }
+
+    /// `TRUNKS_FILE`.
+    pub fn trunks_file(&self) -> Value {
+        let pace = (self.calls_per_second() > 0).then(|| self.calls_per_second());
+        let trunks = self.trunks().map(|(name, channels)| {
+            json!({"name": name, "secret": "sip-credentials", "max_active": channels, "calls_per_second": pace})
+        });
+        json!({"trunks": trunks})
+    }
+
+    /// The pace of each trunk, of every second seed: so that the bucket matters, and that it does not.
     pub fn calls_per_second(&self) -> usize {
         if self.seed.is_multiple_of(2) { self.active_calls() } else { 0 }
     }
@@ -140,6 +158,8 @@ pub struct Planned {
     pub dest: String,
     /// Whether it is dialled again when nobody knows how an attempt ended.
     pub redials_unknown: bool,
+    /// Whether it names the second trunk.
+    pub names_second: bool,
 }
 
 impl Planned {
@@ -167,6 +187,7 @@ impl Planned {
             cancel: dice.percent(8).then(|| Duration::from_millis(dice.between(0, 6000))),
             dest: format!("+49{number:07}{code}"),
             redials_unknown: dice.percent(40),
+            names_second: dice.percent(20),
         }
     }
 
@@ -185,6 +206,9 @@ impl Planned {
             "not_before": self.not_before.map(ahead),
             "not_after": self.not_after.map(|seconds| ahead(seconds + self.not_before.unwrap_or(0))),
         });
+        if self.names_second {
+            body["trunk"] = json!(SECOND_TRUNK);
+        }
         if self.way != Way::NatsHeader {
             body["id"] = json!(self.id);
         }
@@ -258,6 +282,8 @@ pub enum Kind {
     DeleteDeadLetters,
     /// Dialling is paused; meanwhile a replica is restarted and a call is cancelled; then dialling goes on.
     PauseAndRestart,
+    /// The breaker of the first trunk is opened by hand, and later closed.
+    HoldTrunk,
 }
 
 impl Kind {
@@ -285,7 +311,7 @@ pub struct Fault {
 }
 
 /// The first faults, in this order, so that a small run has the worst of them; first those whose calls have to be waited for.
-const FIRST: [Kind; 18] = [
+const FIRST: [Kind; 19] = [
     Kind::VanishCluster,
     Kind::KillReplica,
     Kind::KillNats,
@@ -296,6 +322,7 @@ const FIRST: [Kind; 18] = [
     Kind::KillApiServer,
     Kind::FailPods,
     Kind::PauseAndRestart,
+    Kind::HoldTrunk,
     Kind::StallNats,
     Kind::DeleteBucket,
     Kind::TerminateReplica,
@@ -306,7 +333,7 @@ const FIRST: [Kind; 18] = [
     Kind::CutKubernetes,
 ];
 
-const LATER: [(u64, Kind); 25] = [
+const LATER: [(u64, Kind); 26] = [
     (12, Kind::KillReplica),
     (6, Kind::TerminateReplica),
     (8, Kind::FreezeReplica),
@@ -332,6 +359,7 @@ const LATER: [(u64, Kind); 25] = [
     (5, Kind::DeleteConsumers),
     (2, Kind::DeleteDeadLetters),
     (4, Kind::PauseAndRestart),
+    (5, Kind::HoldTrunk),
 ];
 
 impl Fault {

@@ -88,6 +88,7 @@ impl World {
         let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", plan.seed));
         let _ = std::fs::remove_dir_all(&logs);
         std::fs::create_dir_all(&logs).expect("a folder below target/");
+        std::fs::write(trunks_file(&logs), plan.trunks_file().to_string()).expect("a file below target/");
         let nats = NatsServer::start().await;
         let plane = ControlPlane::start_own().await;
         let namespace = plane.namespace().await;
@@ -229,15 +230,18 @@ fn node_options(plan: Plan) -> NodeOptions {
 }
 
 /// What every operator is set to.
-pub fn options(plan: Plan, server: &NatsServer, namespace: &Namespace) -> OperatorOptions {
+pub fn options(plan: Plan, server: &NatsServer, namespace: &Namespace, logs: &Path) -> OperatorOptions {
     let options = OperatorOptions::kubernetes(server, namespace)
-        .env("MAX_ACTIVE_CALLS", plan.active_calls())
-        .env("CALLS_PER_SECOND", plan.calls_per_second())
+        .env("TRUNKS_FILE", trunks_file(logs).display())
         .env("JOB_START_SECONDS", plan.start_seconds())
         .env("JOB_DEADLINE_MARGIN_SECONDS", DEADLINE_MARGIN_SECONDS)
         .env("JOB_TTL_SECONDS", JOB_TTL_SECONDS);
     // A line for every step of every call would be hundreds of megabytes.
     if plan.is_big() { options.env("RUST_LOG", "info") } else { options }
+}
+
+fn trunks_file(logs: &Path) -> PathBuf {
+    logs.join("trunks.yaml")
 }
 
 /// Appends what an operator has logged to a file.
@@ -261,7 +265,7 @@ impl Replica {
         let nats = Proxy::start(format!("127.0.0.1:{}", server.port())).await;
         let kubernetes = Proxy::start(plane.addr()).await;
         let kubeconfig = namespace.proxied_kubeconfig(&kubernetes);
-        let mut options = options(plan, server, namespace).nats_url(nats.url("nats"));
+        let mut options = options(plan, server, namespace, logs).nats_url(nats.url("nats"));
         options.runner = Runner::Kubernetes { kubeconfig, namespace: namespace.name.clone() };
         let operator = Operator::start(options.clone()).await;
         let base = Mutex::new(operator.base().to_owned());
