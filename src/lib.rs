@@ -48,7 +48,7 @@
 //! shutdown    →
 //! ```
 //!
-//! `call`, `job` and `policy` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve.rs` wires.
+//! `call`, `job` and `policy` are the core: no I/O, no runtime, no client, no clock. Only `commands/serve/engine.rs` wires.
 
 pub mod admission;
 pub mod api;

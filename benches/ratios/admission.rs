@@ -25,7 +25,7 @@ use super::load::{Samples, cpu_seconds};
 use super::report::{Expected, Row};
 use super::requests;
 use super::support::process::Scratch;
-use super::support::{NatsServer, Operator, OperatorOptions};
+use super::support::{NatsServer, Operator, OperatorOptions, delete};
 
 /// Requests in a round.
 pub(crate) const COUNT: usize = 50_000;
@@ -48,7 +48,15 @@ pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
         heard.add(samples);
     }
     let what = format!("requests admitted, {count} published meanwhile");
+    let (queued, fresh) = (cancel(count, true).await, cancel(count, false).await);
     vec![
+        Row::alone("admission.cancel", format!("cancel of a batch of {count} that wait"), "s", queued),
+        Row::alone(
+            "admission.cancel_fresh",
+            format!("cancel of a batch of {count} that was just published"),
+            "s",
+            fresh,
+        ),
         Row::of_rounds("admission.rate".to_owned(), what, "per s", &rates),
         Row::alone(
             "admission.cpu",
@@ -115,6 +123,32 @@ async fn by_bare_steps(count: usize) -> f64 {
     };
     tokio::join!(steps, requests::publish(&jetstream, count));
     count as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// How long the cancel of a batch of so many takes, in seconds: of calls that all wait, or that were published a moment ago, so that some
+/// lie in the inbox. None of them may be dialled after the answer.
+async fn cancel(count: usize, all_wait: bool) -> f64 {
+    let (nats, state) = (NatsServer::start().await, Scratch::new("state"));
+    let jetstream = requests::jetstream(&nats).await;
+    let options = OperatorOptions::local(&nats, state.path())
+        .env("RUST_LOG", "info")
+        .env("QUEUE_MAX_MESSAGES", -1)
+        .env("CALLS_PER_SECOND", 0.01)
+        .env("SIMULATE_SECONDS", 1);
+    let operator = Operator::start(options).await;
+    requests::publish_batch(&jetstream, count, "list").await;
+    if all_wait {
+        queue_has(&jetstream, count - 1).await;
+    }
+    let begin = Instant::now();
+    let answer = delete(operator.base(), "/batches/list").await;
+    let took = begin.elapsed().as_secs_f64();
+    assert_eq!(answer.status, http::StatusCode::ACCEPTED, "{answer:?}");
+    let number = |name: &str| answer.json[name].as_u64().unwrap_or(0) as usize;
+    let sum = number("cancelled") + number("cancelling") + number("ended");
+    assert_eq!((sum, number("unreadable")), (count, 0), "every call is counted: {answer:?}");
+    eprintln!("admission: {count} cancelled in {took:.1} s: {}", answer.json);
+    took
 }
 
 async fn queue_has(jetstream: &Context, count: usize) {

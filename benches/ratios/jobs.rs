@@ -12,7 +12,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use sipstuff_operator::job::JobDefaults;
 use sipstuff_operator::job::manifest::build;
 
@@ -29,6 +29,9 @@ const EXPECTED: Expected = Expected::AtLeast(0.95);
 /// How often the API server is asked how many there are: often enough to add little to a round, seldom enough to cost little.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Calls that are placed one at a time on an idle system, and how long it rests before each.
+const IDLE_CALLS: usize = 200;
+const IDLE_FOR: Duration = Duration::from_millis(100);
 
 pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
     let plane = ControlPlane::shared().await;
@@ -52,7 +55,48 @@ pub(crate) async fn measure(rounds: usize, count: usize) -> Vec<Row> {
     if let Some(raw) = &mut row.raw {
         raw.latency = Some(latencies.latency());
     }
-    vec![row]
+    let (ours, raw) = (idle(plane, true).await, idle(plane, false).await);
+    let (ours, raw) = (ours.latency(), raw.latency());
+    let p99 = Row::of_rounds(
+        "jobs.idle".to_owned(),
+        "publish to Job on an idle system, p99".to_owned(),
+        "ms",
+        &[(ours.p99_ms, raw.p99_ms)],
+    );
+    vec![row, p99.latencies(ours, Some(raw)).expect(Expected::AtMost(25.0))]
+}
+
+/// How soon a Job is seen by a watch after its request was published, one at a time; or after its create was sent.
+async fn idle(plane: &ControlPlane, by_operator: bool) -> Samples {
+    let namespace = plane.namespace().await;
+    let nats = NatsServer::start().await;
+    let jetstream = requests::jetstream(&nats).await;
+    let options = OperatorOptions::kubernetes(&nats, &namespace).env("RUST_LOG", "info").env("MAX_ACTIVE_CALLS", COUNT);
+    let _operator = if by_operator { Some(Operator::start(options).await) } else { None };
+    let api: Api<Job> = namespace.api();
+    let mut seen = Box::pin(api.watch(&WatchParams::default(), "0").await.expect("a watch"));
+    let orders = orders(&namespace, IDLE_CALLS);
+    let (begin, mut micros) = (Instant::now(), Vec::new());
+    for (number, order) in orders.into_iter().enumerate() {
+        tokio::time::sleep(IDLE_FOR).await;
+        let begun = Instant::now();
+        if by_operator {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Id", format!("idle/{number}").as_str());
+            jetstream.publish_with_headers("sip.calls", headers, requests::body().into()).await.expect("a publish");
+        } else {
+            let post = PostParams { field_manager: Some("bench".to_owned()), ..PostParams::default() };
+            api.create(&post, &order).await.expect("a Job is made");
+        }
+        loop {
+            let event = tokio::time::timeout(PATIENCE, seen.next()).await.expect("in time").expect("a watch goes on");
+            if matches!(event, Ok(WatchEvent::Added(_))) {
+                break;
+            }
+        }
+        micros.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
+    }
+    Samples { micros, total: begin.elapsed() }
 }
 
 async fn by_operator(namespace: &Namespace, count: usize) -> f64 {

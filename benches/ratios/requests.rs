@@ -42,7 +42,18 @@ pub(crate) async fn ensure_streams(jetstream: &Context, channels: u32) {
 
 /// Puts so many requests into the queue, as any NATS client would.
 pub(crate) async fn publish(jetstream: &Context, count: usize) {
-    let body = bytes::Bytes::from(body());
+    publish_all(jetstream, count, body()).await;
+}
+
+/// The same as calls of a batch.
+pub(crate) async fn publish_batch(jetstream: &Context, count: usize, batch: &str) {
+    let mut request: serde_json::Value = serde_json::from_slice(&body()).expect("a request");
+    request["batch"] = batch.into();
+    publish_all(jetstream, count, request.to_string().into_bytes()).await;
+}
+
+async fn publish_all(jetstream: &Context, count: usize, body: Vec<u8>) {
+    let body = bytes::Bytes::from(body);
     let publishes = (0..count).map(|number| {
         let body = body.clone();
         async move {

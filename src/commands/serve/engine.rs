@@ -1,27 +1,26 @@
-//! `serve`: wires everything together, and shuts it down at the end. The only module that knows all parts.
+//! The part of `serve` that dials: wires everything together, and hands over what is in progress at the end. The only module that knows
+//! all parts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use async_nats::jetstream::kv::Store;
 use async_nats::{Client, jetstream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::cli::Effective;
-use super::listen::listen;
-use super::{banner, durability, nats_session, open_runner};
 use crate::admission::{Admission, Source};
 use crate::api::{self, Api};
 use crate::call::Status;
 use crate::call_index::{Brief, CallIndex};
+use crate::commands::{durability, nats_session, open_runner};
 use crate::config::trunks::Reload;
 use crate::config::{QueueArgs, Settings};
 use crate::dialler::{Dialler, Starts};
 use crate::feed::{Feed, FeedSignal};
-use crate::http::{self, HttpSettings};
 use crate::job::JobDefaults;
 use crate::job::advance::Patience;
 use crate::job_watch::{self, Claim, JobStore};
@@ -36,8 +35,8 @@ use crate::queue::{
     Breakers, Delivery, InFlight, Inbox, Keeper, LiveTrunks, TrunkControl, Waiting, Window, pull, undecodable,
 };
 use crate::reconcile::{Judge, Reconciler};
+use crate::retry;
 use crate::status_log::StatusLog;
-use crate::{retry, schema, shutdown};
 
 /// How old the state of the queue in `/health` and `/metrics` may be.
 const QUEUE_STATE_EVERY: Duration = Duration::from_secs(2);
@@ -47,60 +46,67 @@ const HAND_BACK_WITHIN: Duration = Duration::from_secs(8);
 /// Why nothing was started; not shown, since a signal came first.
 const STOPPED: &str = "stopped before the start was complete";
 
-/// Serves until a signal. HTTP answers from the beginning, and says what is not ready yet.
-///
-/// # Errors
-/// What makes it impossible to start (the port is in use, a file cannot be read, the server is too old), or NATS has
-/// refused the credentials for a minute.
-pub async fn run(settings: Settings, effective: &[Effective]) -> Result<()> {
-    let closing = shutdown::on_signal().context("cannot listen for signals")?;
-    banner::print(effective);
-    let defaults = settings.job.defaults()?;
-    let trunks = settings.trunks()?;
-    let listeners = listen(&settings.http).await?;
-    let api = Api::default();
-    let stopped = closing.clone().cancelled_owned();
-    let server = tokio::spawn(http::serve(listeners.api, api.clone(), http_settings(), stopped));
-    // Until the process ends: the kubelet goes on probing while calls are handed back.
-    tokio::spawn(http::serve_admin(listeners.admin, api.clone(), std::future::pending()));
-    let refusal = Refusal::default();
-    let work = async {
-        tokio::select! {
-            started = Engine::start(&settings, (defaults, trunks), &api, &closing, &refusal) => started?.run(&closing).await,
-            () = closing.cancelled() => {}
-        }
-        anyhow::Ok(())
-    };
-    tokio::select! {
-        worked = work => worked?,
-        error = nats_session::refused_for_long(&settings, &refusal) => return Err(error),
-    }
-    server.await.context("the HTTP server failed")?;
-    tracing::info!("shut down cleanly");
-    Ok(())
-}
-
-fn http_settings() -> HttpSettings {
-    let document = schema::all().into_iter().find(|(name, _)| *name == "openapi.json");
-    HttpSettings { openapi: document.map(|(_, document)| document).unwrap_or_default(), ..Default::default() }
-}
-
 /// The part that dials.
-struct Engine {
-    client: Client,
-    jetstream: jetstream::Context,
-    streams: StreamSettings,
-    keeper: Arc<Keeper>,
-    waiting: Waiting,
+pub(super) struct Engine {
+    session: Session,
     feed_signal: Arc<FeedSignal>,
     dialler: Arc<Dialler>,
     handing_back: CancellationToken,
     background: JoinSet<()>,
 }
 
+/// What there is of NATS.
+struct Session {
+    client: Client,
+    jetstream: jetstream::Context,
+    streams: StreamSettings,
+    in_flight: InFlight,
+    keeper: Arc<Keeper>,
+    log: StatusLog,
+    waiting: Waiting,
+    bucket: Store,
+}
+
+impl Session {
+    /// Makes the streams as they should be, however long that takes.
+    async fn open(settings: &Settings, client: Client, live: &LiveTrunks, closing: &CancellationToken) -> Result<Self> {
+        let (jetstream, streams) = (connect::jetstream(client.clone()), settings.queue.settings());
+        let in_flight = InFlight::new(client.clone());
+        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), live.clone(), in_flight.clone()));
+        retry::until_stopped(closing, "prepare the streams", || keeper.look()).await.context(STOPPED)?;
+        let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
+        let waiting = Waiting::open(jetstream.clone(), &streams.names).await?;
+        let open = || streams::bucket(&jetstream, &streams);
+        let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
+        Ok(Self { client, jetstream, streams, in_flight, keeper, log, waiting, bucket })
+    }
+
+    /// What holds calls back, as it is now.
+    async fn steering(
+        &self,
+        settings: &Settings,
+        live: LiveTrunks,
+        closing: &CancellationToken,
+    ) -> Result<(Pause, TrunkControl)> {
+        let Self { jetstream, streams, bucket, .. } = self;
+        let (alerts, failures) = (&streams.names.alerts, settings.trunks.breaker_failures);
+        let breakers = Breakers::new(bucket.clone(), jetstream.clone(), alerts, failures);
+        let pause = Pause::default();
+        let read = || async {
+            pause.read(bucket).await?;
+            breakers.read_all(live.borrow().iter().map(|trunk| trunk.name.clone()).collect()).await
+        };
+        retry::until_stopped(closing, "read what holds calls back", read).await.context(STOPPED)?;
+        Ok((pause, TrunkControl::new(live.clone(), breakers, bucket.clone())))
+    }
+}
+
 impl Engine {
     /// Connects to NATS and the runner, however long that takes, and begins to follow both.
-    async fn start(
+    ///
+    /// # Errors
+    /// What makes it impossible to start; that the process is to end.
+    pub(super) async fn start(
         settings: &Settings,
         (defaults, (live, reload)): (JobDefaults, (LiveTrunks, Option<Reload>)),
         api: &Api,
@@ -109,31 +115,15 @@ impl Engine {
     ) -> Result<Self> {
         let client = nats_session::open_patiently(settings, api, refusal);
         let (client, runner) = tokio::try_join!(client, open_runner::open(settings, &defaults))?;
-        let jetstream = connect::jetstream(client.clone());
-        let streams = settings.queue.settings();
-        let in_flight = InFlight::new(client.clone());
-        let keeper = Arc::new(Keeper::new(jetstream.clone(), streams.clone(), live.clone(), in_flight.clone()));
-        retry::until_stopped(closing, "prepare the streams", || keeper.look()).await.context(STOPPED)?;
-        let log = StatusLog::open(jetstream.clone(), &streams.names, settings.queue.status_retention).await?;
-        let open = || streams::bucket(&jetstream, &streams);
-        let bucket = retry::until_stopped(closing, "open the bucket", open).await.context(STOPPED)?;
-        let waiting = Waiting::open(jetstream.clone(), &streams.names).await?;
-        let feed_signal = Arc::new(FeedSignal::default());
-        let breakers =
-            Breakers::new(bucket.clone(), jetstream.clone(), &streams.names.alerts, settings.trunks.breaker_failures);
-        let pause = Pause::default();
-        let read = || async {
-            pause.read(&bucket).await?;
-            breakers.read_all(live.borrow().iter().map(|trunk| trunk.name.clone()).collect()).await
-        };
-        retry::until_stopped(closing, "read what holds calls back", read).await.context(STOPPED)?;
-        let trunks = TrunkControl::new(live, breakers.clone(), bucket.clone());
+        let session = Session::open(settings, client, &live, closing).await?;
+        let (pause, trunks) = session.steering(settings, live, closing).await?;
+        let (feed_signal, handing_back) = (Arc::new(FeedSignal::default()), CancellationToken::new());
         let patience = Patience { start_seconds: defaults.start_seconds, faults: settings.queue.fault_patience };
-        let judge = Judge { patience, breakers };
-        let (handing_back, tasks, store) = (CancellationToken::new(), TaskTracker::new(), JobStore::default());
+        let judge = Judge { patience, breakers: trunks.breakers.clone() };
+        let (tasks, store) = (TaskTracker::new(), JobStore::default());
         let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
         let reconciler = Reconciler::new(
-            log.clone(),
+            session.log.clone(),
             runner.clone(),
             store.clone(),
             judge.clone(),
@@ -141,38 +131,30 @@ impl Engine {
             handing_back.clone(),
             tasks.clone(),
         );
+        let Session { jetstream, streams: StreamSettings { names, .. }, .. } = &session;
+        let signal = feed_signal.clone();
         let dialler = Arc::new(Dialler {
-            log: log.clone(),
+            log: session.log.clone(),
             runner: runner.clone(),
             store,
             reconciler,
-            in_flight,
-            timers: Timers::new(jetstream.clone(), &streams.names),
-            dead: DeadLetters::new(jetstream.clone(), &streams.names),
+            in_flight: session.in_flight.clone(),
+            timers: Timers::new(jetstream.clone(), names),
+            dead: DeadLetters::new(jetstream.clone(), names),
             defaults,
             cluster,
             pause,
             trunks,
-            window: Window::new(jetstream.clone(), &streams.names),
-            waiting: waiting.clone(),
-            on_settled: Box::new({
-                let signal = feed_signal.clone();
-                move || signal.room()
-            }),
+            window: Window::new(jetstream.clone(), names),
+            waiting: session.waiting.clone(),
+            on_settled: Box::new(move || signal.room()),
             judge,
             closing: handing_back.clone(),
             tasks,
             starts: Starts::default(),
         });
-        let background = JoinSet::new();
-        let mut engine =
-            Self { client, jetstream, streams, keeper, waiting, feed_signal, dialler, handing_back, background };
-        engine.background.spawn(follow_breakers(&engine.dialler.trunks, closing));
-        if let Some(reload) = reload {
-            engine.background.spawn(reload.run(closing.clone()));
-        }
-        engine.background.spawn(engine.dialler.pause.clone().follow(bucket, closing.clone()));
-        engine.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
+        let mut engine = Self { session, feed_signal, dialler, handing_back, background: JoinSet::new() };
+        engine.watch_settings(settings, reload, api, closing);
         let index = engine.follow(api, &settings.queue, closing);
         engine.admit(index.clone(), closing);
         engine.dial(index, closing);
@@ -180,15 +162,28 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Follows what people set while it runs: the file of the trunks, breakers and pauses; and whether the server keeps what it accepts.
+    fn watch_settings(&mut self, settings: &Settings, reload: Option<Reload>, api: &Api, closing: &CancellationToken) {
+        let Dialler { trunks, pause, .. } = &*self.dialler;
+        let live = trunks.live();
+        let names = move || live.borrow().iter().map(|trunk| trunk.name.clone()).collect();
+        self.background.spawn(trunks.breakers.clone().follow(names, closing.clone()));
+        self.background.spawn(pause.clone().follow(self.session.bucket.clone(), closing.clone()));
+        self.background.spawn(durability::watch(settings.nats.nats_monitoring_url.clone(), api.clone()));
+        if let Some(reload) = reload {
+            self.background.spawn(reload.run(closing.clone()));
+        }
+    }
+
     /// The index follows the log, the store follows the runner, and the ack waits of what is in progress are extended.
     fn follow(&mut self, api: &Api, settings: &QueueArgs, closing: &CancellationToken) -> CallIndex {
         let dialler = &self.dialler;
         let index = CallIndex::new(settings.index_max_calls);
         api.open(api::Parts {
-            client: self.client.clone(),
+            client: self.session.client.clone(),
             log: dialler.log.clone(),
-            inbox: Inbox::new(self.jetstream.clone(), &self.streams.names),
-            waiting: self.waiting.clone(),
+            inbox: Inbox::new(self.session.jetstream.clone(), &self.session.streams.names),
+            waiting: self.session.waiting.clone(),
             timers: dialler.timers.clone(),
             index: index.clone(),
             trunks: dialler.trunks.clone(),
@@ -208,25 +203,25 @@ impl Engine {
         self.background.spawn(dialler.reconciler.clone().run());
         self.background.spawn(dialler.in_flight.clone().keep_in_progress(self.handing_back.clone()));
         let look = Look {
-            jetstream: self.jetstream.clone(),
-            names: self.streams.names.clone(),
-            waiting: self.waiting.clone(),
+            jetstream: self.session.jetstream.clone(),
+            names: self.session.streams.names.clone(),
+            waiting: self.session.waiting.clone(),
             window: dialler.window.clone(),
             trunks: dialler.trunks.clone(),
             pause: dialler.pause.clone(),
         };
-        self.background.spawn(keep_state(look, self.keeper.dialled(), api.clone(), closing.clone()));
+        self.background.spawn(keep_state(look, self.session.keeper.dialled(), api.clone(), closing.clone()));
         index
     }
 
     /// Keeps the streams, and admits what arrives and what comes due, until `closing`.
     fn admit(&mut self, index: CallIndex, closing: &CancellationToken) {
-        let (names, dialler) = (&self.streams.names, &self.dialler);
-        let (keeper, stop) = (self.keeper.clone(), closing.clone());
+        let (names, dialler) = (&self.session.streams.names, &self.dialler);
+        let (keeper, stop) = (self.session.keeper.clone(), closing.clone());
         self.background.spawn(async move { keeper.run(stop).await });
         let admission = Arc::new(Admission {
             log: dialler.log.clone(),
-            waiting: self.waiting.clone(),
+            waiting: self.session.waiting.clone(),
             window: dialler.window.clone(),
             timers: dialler.timers.clone(),
             dead: dialler.dead.clone(),
@@ -242,7 +237,7 @@ impl Engine {
         let sources = [(&names.calls_stream, &names.admission_consumer), (&names.schedule_stream, &names.due_consumer)];
         for (stream, consumer) in sources {
             let source = Source { stream: stream.clone(), consumer: consumer.clone() };
-            let (jetstream, keeper) = (self.jetstream.clone(), self.keeper.clone());
+            let (jetstream, keeper) = (self.session.jetstream.clone(), self.session.keeper.clone());
             // Waited for at the end, as the calls in progress are.
             dialler.tasks.spawn(admission.clone().run(jetstream, source, keeper, closing.clone()));
         }
@@ -250,19 +245,24 @@ impl Engine {
             let admission = admission.clone();
             async move { admission.refuse_unreadable(&delivery, &problem).await }
         };
-        self.background.spawn(undecodable::watch(self.jetstream.clone(), names.clone(), closing.clone(), refuse));
+        self.background.spawn(undecodable::watch(
+            self.session.jetstream.clone(),
+            names.clone(),
+            closing.clone(),
+            refuse,
+        ));
     }
 
     /// Feeds the window and dials what is in it, until `closing`.
     fn dial(&mut self, index: CallIndex, closing: &CancellationToken) {
         let Dialler { window, trunks, pause, .. } = &*self.dialler;
         let (window, trunks, pause) = (window.clone(), trunks.clone(), pause.clone());
-        let feed = Feed::new(self.waiting.clone(), window, trunks, pause, index, self.feed_signal.clone());
-        self.background.spawn(feed.run(self.keeper.clone(), closing.clone()));
+        let feed = Feed::new(self.session.waiting.clone(), window, trunks, pause, index, self.feed_signal.clone());
+        self.background.spawn(feed.run(self.session.keeper.clone(), closing.clone()));
         let (dialler, handing_back) = (self.dialler.clone(), self.handing_back.clone());
         let work = Arc::new(move |delivery, permit| dialler.accept(delivery, permit));
-        let (jetstream, names) = (self.jetstream.clone(), self.streams.names.clone());
-        let pull = pull::pull(jetstream, names, self.keeper.clone(), closing.clone(), work);
+        let (jetstream, names) = (self.session.jetstream.clone(), self.session.streams.names.clone());
+        let pull = pull::pull(jetstream, names, self.session.keeper.clone(), closing.clone(), work);
         self.background.spawn(async move {
             pull.await;
             handing_back.cancel();
@@ -270,21 +270,15 @@ impl Engine {
     }
 
     /// Works until `closing`, then hands back what is in progress: first pulling ends, then every task ends its step.
-    async fn run(self, closing: &CancellationToken) {
+    pub(super) async fn run(self, closing: &CancellationToken) {
         closing.cancelled().await;
         self.handing_back.cancelled().await;
         self.dialler.tasks.close();
         if tokio::time::timeout(HAND_BACK_WITHIN, self.dialler.tasks.wait()).await.is_err() {
             tracing::warn!(messages = self.dialler.in_flight.count(), "some messages were not handed back in time");
         }
-        connect::flush(&self.client).await;
+        connect::flush(&self.session.client).await;
     }
-}
-
-fn follow_breakers(trunks: &TrunkControl, closing: &CancellationToken) -> impl Future<Output = ()> + use<> {
-    let live = trunks.live();
-    let names = move || live.borrow().iter().map(|trunk| trunk.name.clone()).collect();
-    trunks.breakers.clone().follow(names, closing.clone())
 }
 
 /// Whoever holds a call that is to be cancelled learns of it from the log.
