@@ -5,6 +5,7 @@ use std::io::Write;
 use super::manifest::{JobFlags, operator_only, to_json, to_yaml};
 use crate::call::validate::{self, Parsed};
 use crate::job::JobDefaults;
+use crate::policy::Trunks;
 
 /// The request that is used when none is given, so that the configuration can be seen in its Job.
 const SAMPLE: &[u8] = br#"{"id": "sample", "dest": "+4912345", "text": "Hello world"}"#;
@@ -23,10 +24,11 @@ pub struct Dumpjob {
 /// Writes the manifest to `out`, and remarks about it to `notes`.
 ///
 /// # Errors
-/// [`super::request_flags::RequestError`] when the request is invalid; otherwise `out` cannot be written.
+/// [`super::request_flags::RequestError`] when the request is invalid, no trunk may dial it; otherwise `out` cannot be written.
 pub fn run(
     command: &Dumpjob,
     defaults: &JobDefaults,
+    trunks: &Trunks,
     out: &mut impl Write,
     notes: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -35,7 +37,7 @@ pub fn run(
         None => sample()?,
     };
     let operator_only = operator_only(&parsed.spec);
-    let order = command.job.order(parsed, defaults);
+    let order = command.job.order(parsed, trunks, defaults)?;
     if !operator_only.is_empty() {
         writeln!(notes, "# Not in this manifest, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
@@ -59,6 +61,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Secret;
 
     use super::*;
+    use crate::commands::manifest::only_trunk;
     use crate::job::samples::defaults;
 
     #[derive(Parser)]
@@ -70,7 +73,7 @@ mod tests {
     fn dump(args: &[&str]) -> (String, String) {
         let cli = Cli::try_parse_from([&["dumpjob"], args].concat()).unwrap();
         let (mut out, mut notes) = (Vec::new(), Vec::new());
-        run(&cli.dumpjob, &defaults(), &mut out, &mut notes).unwrap();
+        run(&cli.dumpjob, &defaults(), &only_trunk(&defaults()), &mut out, &mut notes).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap())
     }
 

@@ -14,6 +14,7 @@ use crate::call::validate::Parsed;
 use crate::call::{Call, CallSpec, OnUnknown, Priority};
 use crate::job::manifest::{build_unattended, secret};
 use crate::job::{JobDefaults, JobOrder};
+use crate::policy::{Trunks, Unroutable, Wanted};
 
 /// What the Job of one call is made of: its request and its image. Directories and user ids come from the settings.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -27,10 +28,16 @@ pub struct JobFlags {
 }
 
 impl JobFlags {
-    /// The Job of a request, which Kubernetes removes by itself after its end, since no operator settles it.
-    pub fn order(&self, parsed: Parsed, defaults: &JobDefaults) -> JobOrder {
+    /// The Job of a request, with the account of the first trunk that may dial it. Kubernetes removes it by itself after its end, since no
+    /// operator settles it.
+    ///
+    /// # Errors
+    /// No trunk may dial it.
+    pub fn order(&self, parsed: Parsed, trunks: &Trunks, defaults: &JobDefaults) -> Result<JobOrder, Unroutable> {
+        let trunk = trunks.candidates(&Wanted::of(&parsed.spec, None))?[0];
+        let defaults = defaults.on(&trunk.secret, trunk.node_selector.as_ref());
         let call = Call::new(parsed.id.unwrap_or_else(crate::clock::fresh_id), parsed.spec);
-        build_unattended(&call, 1, &self.with_image(defaults))
+        Ok(build_unattended(&call, 1, &self.with_image(&defaults)))
     }
 
     fn with_image<'a>(&self, defaults: &'a JobDefaults) -> Cow<'a, JobDefaults> {
@@ -39,6 +46,13 @@ impl JobFlags {
             None => Cow::Borrowed(defaults),
         }
     }
+}
+
+/// The one trunk that there is without a file of them.
+#[cfg(test)]
+pub(super) fn only_trunk(defaults: &JobDefaults) -> Trunks {
+    let (name, secret) = (crate::policy::DEFAULT_TRUNK.to_owned(), defaults.sip_secret_name.clone());
+    Trunks::single(crate::policy::Trunk { name, secret, max_active: 1, calls_per_second: None, node_selector: None })
 }
 
 /// The given fields that only the operator uses: a Job by itself starts at once, is tried once and reports to nobody.
@@ -50,7 +64,6 @@ pub fn operator_only(spec: &CallSpec) -> Vec<&'static str> {
         ("retry_delay", spec.retry_delay.is_some()),
         ("redial_on", spec.redial_on.is_some()),
         ("on_unknown", spec.on_unknown != OnUnknown::default()),
-        ("trunk", spec.trunk.is_some()),
         ("priority", spec.priority != Priority::default()),
         ("metadata", !spec.metadata.is_empty()),
     ]

@@ -64,12 +64,15 @@ fn run(cli: Cli, effective: &[Effective]) -> Result<ExitCode> {
         Command::Serve => runtime()?.block_on(serve::run(settings, effective))?,
         Command::Conntest => return runtime()?.block_on(conntest::run(&settings)),
         Command::Dumpjob(command) => {
-            dumpjob::run(&command, &settings.job.defaults()?, &mut io::stdout().lock(), &mut io::stderr().lock())?;
+            let trunks = settings.trunks()?.0.borrow().clone();
+            let (defaults, mut out, mut notes) = (settings.job.defaults()?, io::stdout().lock(), io::stderr().lock());
+            dumpjob::run(&command, &defaults, &trunks, &mut out, &mut notes)?;
         }
         Command::Startjob(command) => runtime()?.block_on(async {
             let defaults = settings.job.defaults()?;
             let runner = open_runner::open_once(&settings, &defaults).await?.context("the runner cannot be used")?;
-            startjob::run(&command, &defaults, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
+            let trunks = settings.trunks()?.0.borrow().clone();
+            startjob::run(&command, &defaults, &trunks, runner.as_ref(), &mut io::stdout(), &mut io::stderr()).await
         })?,
         Command::Pause { what, duration, reason } => {
             runtime()?.block_on(pause::pause(what, duration, reason, &settings))?;

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::manifest::{JobFlags, operator_only};
 use crate::job::JobDefaults;
+use crate::policy::Trunks;
 use crate::runner::Runner;
 
 /// Creates the Job of a request right away, without the queue
@@ -24,13 +25,14 @@ pub struct Startjob {
 pub async fn run(
     command: &Startjob,
     defaults: &JobDefaults,
+    trunks: &Trunks,
     runner: &dyn Runner,
     out: &mut (impl Write + Send),
     notes: &mut (impl Write + Send),
 ) -> anyhow::Result<()> {
     let request = command.job.request.read()?.context("no request; pass --dest and --text or --wav, or --data")?;
     let operator_only = operator_only(&request.parsed.spec);
-    let order = command.job.order(request.parsed, defaults);
+    let order = command.job.order(request.parsed, trunks, defaults)?;
     if !operator_only.is_empty() {
         writeln!(notes, "Ignored, since only the operator uses it: {}.", operator_only.join(", "))?;
     }
@@ -50,6 +52,7 @@ mod tests {
     use futures::stream::BoxStream;
 
     use super::*;
+    use crate::commands::manifest::only_trunk;
     use crate::job::samples::defaults;
     use crate::job::{JobOrder, ObservedJob};
     use crate::runner::{Observation, RunnerError, RunnerInfo, StartError};
@@ -108,7 +111,7 @@ mod tests {
         let runner = Notebook { info, started: Mutex::default() };
         let cli = Cli::try_parse_from([&["startjob"], args].concat()).unwrap();
         let (mut out, mut notes) = (Vec::new(), Vec::new());
-        let result = run(&cli.startjob, &defaults(), &runner, &mut out, &mut notes).await;
+        let result = run(&cli.startjob, &defaults(), &only_trunk(&defaults()), &runner, &mut out, &mut notes).await;
         (result.map(|()| String::from_utf8(out).unwrap()), runner.started.into_inner().unwrap())
     }
 

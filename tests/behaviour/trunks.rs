@@ -122,6 +122,24 @@ async fn the_longest_prefix_or_the_request_names_the_trunk_whose_account_dials()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_dumped_has_the_account_of_its_trunk() {
+    let routes = json!([{"prefix": "+49", "trunks": ["bonn", "berlin"]}]);
+    let trunks = Trunks::new(0.1, &file(&[trunk("berlin", 3), trunk("bonn", 3)], &routes)).await;
+    let file = trunks.file("trunks.yaml").display().to_string();
+    let dump = async |more: &[&str]| {
+        let all = [&["--trunks-file", &file, "dumpjob", "--text", "a"], more].concat();
+        trunks.setup.command(&all).await
+    };
+    assert!(dump(&["--dest", "+49"]).await.text().contains("name: sip-bonn"));
+    assert!(
+        dump(&["--data", r#"{"dest": "1", "text": "a", "trunk": "berlin"}"#]).await.text().contains("name: sip-berlin")
+    );
+    let refused = dump(&["--dest", "+1"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.text().contains("no route leads to this destination"), "{}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_trunk_is_ever_above_its_channels_and_each_keeps_its_pace() {
     let routes = json!([{"prefix": "1", "trunks": ["berlin"]}, {"prefix": "2", "trunks": ["bonn"]}]);
     let bonn = with(trunk("bonn", 20), json!({"calls_per_second": 5}));
@@ -153,7 +171,7 @@ async fn no_trunk_is_ever_above_its_channels_and_each_keeps_its_pace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_burns_no_list_and_the_other_trunk_dials_it() {
-    const CALLS: usize = 300;
+    const CALLS: usize = 1000;
     let trunks = Trunks::new(0.02, &file(&[trunk("berlin", 20), trunk("bonn", 20)], &json!([]))).await;
     trunks.set_passwords(&[("berlin", "wrong"), ("bonn", "right")]);
     let mut alerts = trunks.setup.client.subscribe("sip.alert").await.unwrap();

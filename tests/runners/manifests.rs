@@ -15,6 +15,7 @@ use sipstuff_operator::call::validate::{self};
 use sipstuff_operator::commands::manifest::{JobFlags, to_json, to_yaml};
 use sipstuff_operator::job::manifest::parse_template;
 use sipstuff_operator::job::{JobDefaults, JobOrder};
+use sipstuff_operator::policy::{DEFAULT_TRUNK, Trunk, Trunks};
 
 use crate::support::job_defaults;
 
@@ -123,7 +124,12 @@ fn order(name: &str, case: &Value) -> JobOrder {
     let mut parsed = validate::parse(Value::Object(case.request).to_string().as_bytes(), jiff::Timestamp::now())
         .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
     parsed.id.get_or_insert(CallId::parse(name).unwrap());
-    JobFlags::default().order(parsed, &case.configuration.into())
+    let defaults: JobDefaults = case.configuration.into();
+    // The trunk that the request names, with the configured account.
+    let name = parsed.spec.trunk.clone().unwrap_or_else(|| DEFAULT_TRUNK.to_owned());
+    let secret = defaults.sip_secret_name.clone();
+    let trunk = Trunk { name, secret, max_active: 1, calls_per_second: None, node_selector: None };
+    JobFlags::default().order(parsed, &Trunks::single(trunk), &defaults).unwrap()
 }
 
 #[test]
