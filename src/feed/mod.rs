@@ -223,8 +223,12 @@ impl Feed {
     async fn offer(&self, trunk: &str, head: Head) -> Result<Option<u64>, NatsError> {
         let (job, taken_back) = (job_of(&head.subject).to_owned(), taken_back_from(&head));
         let is_new = self.window.put(trunk, &job, head.headers, head.payload).await?;
-        if !is_new && taken_back.is_some() && self.window.sequence_of(trunk, &job).await? == taken_back {
-            return Ok(Some(head.sequence));
+        if !is_new && let Some(from) = taken_back {
+            // Where the window has nothing by now, whoever gave it back has just done so.
+            let present = self.window.sequence_of(trunk, &job).await?;
+            if present.is_none_or(|present| present == from) {
+                return Ok(Some(head.sequence));
+            }
         }
         fail::fail_point!("feed-offered");
         self.waiting.remove(head.sequence).await?;
@@ -269,8 +273,8 @@ impl Feed {
         let place = (trunks.clone(), priority, class);
         let batches = self.index.queued_batches(priority, self.last.get(&place), room + 1, |batch| !is_paused(batch));
         let (waiting, mut next) = (&self.waiting, Vec::new());
-        // Where all fit, nobody has to wait for a turn.
-        if waits > room as u64 && batches.len() > 1 {
+        // Where all fit, nobody has to wait for a turn; where there is one line and nothing in it is held, it is the turn of its head.
+        if waits > room as u64 && (batches.len() > 1 || !paused.is_empty()) {
             let (turns, last) = turns::share(batches, room);
             let heads = stream::iter(turns.into_iter().map(|(batch, calls)| async move {
                 waiting.oldest(Kind { batch: Some(batch.as_deref()), ..all }, calls).await

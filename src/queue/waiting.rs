@@ -107,7 +107,8 @@ impl Waiting {
     }
 
     /// Takes back an attempt that was in the window and may not be begun now. It goes before what is new, as if it had come due. `message` is
-    /// its sequence there, by which the feed knows that the window has it only until this is done.
+    /// its sequence there, by which the feed knows that the window has it only until this is done. False when the message that was offered
+    /// to the window is still here: whoever offered it is about to remove it, so the attempt must stay in the window for now.
     ///
     /// # Errors
     /// As for [`Self::put`].
@@ -119,11 +120,19 @@ impl Waiting {
         message: u64,
         mut headers: HeaderMap,
         body: Bytes,
-    ) -> Result<(), NatsError> {
+    ) -> Result<bool, NatsError> {
         let (priority, batch) = (call.spec.priority.as_str(), token(call.spec.batch.as_deref()));
         let (class, job) = (Class::Due.as_str(), call.name.job(attempt));
         headers.insert(HEADER_TAKEN_BACK, message.to_string().as_str());
-        self.put_as(format!("{}.{trunks}.{priority}.{class}.{batch}.{job}", self.prefix), headers, body).await
+        let subject = format!("{}.{trunks}.{priority}.{class}.{batch}.{job}", self.prefix);
+        match publish(&self.jetstream, subject.clone().into(), headers, body).await {
+            Err(error) if error.kind() == NatsErrorKind::Full => {
+                let present = get::oldest(&self.jetstream, &self.stream_name, &subject, 1, 1).await?;
+                let present = present.first().ok_or(error)?;
+                Ok(taken_back_from(present) == Some(message))
+            }
+            put => put.map(|_| true),
+        }
     }
 
     async fn put_as(&self, subject: String, headers: HeaderMap, body: Bytes) -> Result<(), NatsError> {

@@ -3,10 +3,15 @@
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull::Config;
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use sipstuff_operator::call::Status;
+use sipstuff_operator::call::{Call, CallId, Change, Status, StatusEvent, validate};
+use sipstuff_operator::nats::Names;
+use sipstuff_operator::policy::TrunkGroup;
+use sipstuff_operator::queue::{Waiting, Window};
 
 use crate::support::status::queue_is_empty;
 use crate::support::{Operator, PATIENCE, Setup, accepted, delete, eventually, get_json, in_seconds, request_of, with};
@@ -203,6 +208,36 @@ async fn what_is_given_back_by_a_replica_that_dies_at_it_is_dialled_once() {
         assert_eq!(setup.calls_with(id), 1, "{id}");
     }
     setup.queue_empties().await;
+}
+
+/// The feed has offered a call that came due, and not removed it from the queue yet, when it is to go back there: if that counted as done,
+/// it would be in neither a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_feed_is_about_to_remove_does_not_count_as_given_back() {
+    let setup = Setup::local(0.1).await;
+    drop(setup.operator().await);
+    let names = Names::default();
+    let (window, waiting) =
+        (Window::new(setup.js.clone(), &names), Waiting::open(setup.js.clone(), &names).await.unwrap());
+    let call = {
+        let request = request_of("due").to_string();
+        Call::new(CallId::parse("due").unwrap(), validate::parse(request.as_bytes(), Timestamp::now()).unwrap().spec)
+    };
+    let now = Timestamp::now();
+    let scheduled = StatusEvent::first(&call, "n", now, Change::Scheduled { due_at: now }, now).unwrap();
+    let queued = scheduled.next(Change::Queued, now).unwrap();
+    let (trunks, body) = (TrunkGroup::from_token("default"), Bytes::from_static(b"{}"));
+    waiting.put(&queued, 1, &trunks, HeaderMap::new(), body.clone()).await.unwrap();
+    let offered = waiting.find(&queued).await.unwrap().unwrap();
+    let job = call.name.job(1);
+    assert!(window.put("default", &job, HeaderMap::new(), body.clone()).await.unwrap());
+    let message = window.sequence_of("default", &job).await.unwrap().unwrap();
+    let take_back =
+        async || waiting.take_back(&call, 1, &trunks, message, HeaderMap::new(), body.clone()).await.unwrap();
+    assert!(!take_back().await, "it is about to be removed");
+    waiting.remove(offered.sequence).await.unwrap();
+    assert!(take_back().await, "now it is there by that");
+    assert!(take_back().await, "and asked again, it still is");
 }
 
 /// Older versions paused the consumer on the server.

@@ -12,6 +12,8 @@ use crate::queue::in_flight::Settlement;
 use crate::queue::inbox::Labels;
 use crate::retry;
 
+/// How long a message stays in the window that cannot be given back yet.
+const HELD_DELAY: Duration = Duration::from_secs(1);
 /// How long another cluster's attempt is left alone before it is looked at again.
 const ELSEWHERE_DELAY: Duration = Duration::from_secs(15);
 
@@ -48,10 +50,11 @@ impl Processing<'_> {
         let (headers, body) = (self.labels(attempt).headers(), self.origin.body.clone());
         let waiting = &self.dialler.waiting;
         match waiting.take_back(&self.call, attempt, &self.group(), message, headers, body).await {
-            Ok(()) => {
+            Ok(true) => {
                 fail::fail_point!("given-back");
                 DONE
             }
+            Ok(false) => Next::Settle(Settlement::Nak(Some(HELD_DELAY))),
             Err(error) => self.handle(error).await,
         }
     }
