@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self};
 use async_trait::async_trait;
@@ -39,12 +40,13 @@ use sipstuff_operator::api::{self, Api};
 use sipstuff_operator::call::{Call, CallId, Fingerprint, Status, StatusEvent, validate};
 use sipstuff_operator::call_index::CallIndex;
 use sipstuff_operator::dialler::{Dialler, Starts};
+use sipstuff_operator::feed::offer;
 use sipstuff_operator::job::advance::Patience;
 use sipstuff_operator::job::{ANNOTATION_FINGERPRINT, Ending, JobDefaults, JobOrder, Observed, ObservedJob, Ran};
 use sipstuff_operator::job_watch::JobStore;
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
 use sipstuff_operator::policy::{DEFAULT_TRUNK, Trunk, Trunks};
-use sipstuff_operator::queue::control::Pause;
+use sipstuff_operator::queue::control::{self, Pause, Paused};
 use sipstuff_operator::queue::dead_letters::DeadLetters;
 use sipstuff_operator::queue::in_flight::InFlight;
 use sipstuff_operator::queue::inbox::{HEADER_ATTEMPT, HEADER_CALL_ID, HEADER_DUE, Inbox};
@@ -87,8 +89,12 @@ enum Action {
     Publish { call: usize, accepted: bool, another: bool },
     /// A request, or what came due, is admitted, by two at once or by one; not acknowledged, it is delivered again.
     Admit { by_two: bool, acknowledged: bool },
-    /// What is next goes from the queue into the window, and stays in the queue when whoever does so dies in between.
+    /// What is next goes from the queue into the window, and stays in the queue when whoever does so dies or is slow in between.
     Feed { stays: bool },
+    /// Whoever was slow with that goes on.
+    Remove,
+    /// Dialling is paused, or goes on: what is delivered meanwhile is given back.
+    Pause { on: bool },
     /// A dialler is delivered a message and takes one step.
     Step { dialler: usize },
     /// Two diallers are delivered the same message, and each takes one step at the same time.
@@ -120,6 +126,8 @@ fn action() -> impl Strategy<Value = Action> {
         8 => (prop::bool::weighted(0.2), prop::bool::weighted(0.8))
             .prop_map(|(by_two, acknowledged)| Action::Admit { by_two, acknowledged }),
         6 => prop::bool::weighted(0.2).prop_map(|stays| Action::Feed { stays }),
+        2 => Just(Action::Remove),
+        3 => prop::bool::weighted(0.4).prop_map(|on| Action::Pause { on }),
         16 => dialler().prop_map(|dialler| Action::Step { dialler }),
         5 => (dialler(), dialler()).prop_map(|(one, other)| Action::Race { one, other }),
         4 => dialler().prop_map(|dialler| Action::Stall { dialler }),
@@ -319,6 +327,10 @@ struct World {
     admission: Admission,
     timers: Timers,
     trunks: TrunkControl,
+    bucket: Store,
+    pause: Pause,
+    /// What somebody slow has put into the window and not removed from the queue yet.
+    offered: Vec<u64>,
     api: Api,
     clusters: BTreeMap<&'static str, Arc<Cluster>>,
     diallers: Vec<(Arc<Dialler>, Arc<Line>)>,
@@ -369,7 +381,9 @@ impl World {
         let live = watch::channel(Arc::new(Trunks::single(the_only_trunk()))).1;
         let bucket = streams::bucket(&js, &settings).await.unwrap();
         let breakers = Breakers::new(bucket.clone(), js.clone(), &names.alerts, 0);
-        let trunks = TrunkControl::new(live.clone(), breakers, bucket);
+        let trunks = TrunkControl::new(live.clone(), breakers, bucket.clone());
+        let pause = Pause::default();
+        pause.read(&bucket).await.unwrap();
         trunks.breakers.read(DEFAULT_TRUNK).await.unwrap();
         let log = StatusLog::open(js.clone(), &names, KEEP).await.unwrap();
         let (inbox, timers) = (Inbox::new(js.clone(), &names), Timers::new(js.clone(), &names));
@@ -395,7 +409,7 @@ impl World {
             timers: timers.clone(),
             index: CallIndex::default(),
             trunks: trunks.clone(),
-            pause: Pause::never(),
+            pause: pause.clone(),
             namespace: "calls".to_owned(),
         });
         let clusters = BTreeMap::from(["north", "south"].map(|name| (name, Arc::new(Cluster::default()))));
@@ -412,6 +426,9 @@ impl World {
             admission,
             timers,
             trunks,
+            bucket,
+            pause,
+            offered: Vec::new(),
             api,
             clusters,
             diallers: Vec::new(),
@@ -453,7 +470,7 @@ impl World {
             dead: DeadLetters::new(self.js.clone(), &self.names),
             defaults: JobDefaults { namespace: "calls".to_owned(), ..job_defaults() },
             cluster: cluster.to_owned(),
-            pause: Pause::never(),
+            pause: self.pause.clone(),
             trunks: self.trunks.clone(),
             window: self.window.clone(),
             waiting: self.waiting.clone(),
@@ -471,6 +488,8 @@ impl World {
             Action::Publish { call, accepted, another } => self.publish(call, accepted, another).await,
             Action::Admit { by_two, acknowledged } => self.admit(by_two, acknowledged).await,
             Action::Feed { stays } => self.feed(stays).await,
+            Action::Remove => self.remove_offered().await,
+            Action::Pause { on } => self.pause(on).await,
             Action::Step { dialler } => self.deliver(&[dialler]).await,
             Action::Race { one, other } => self.deliver(&[one, other]).await,
             Action::Stall { dialler } => {
@@ -534,17 +553,33 @@ impl World {
     }
 
     /// What is in the queue goes into the window.
-    async fn feed(&self, stays: bool) {
-        let all = Kind::ANY;
-        for head in self.waiting.oldest(all, 1).await.unwrap() {
-            self.window
-                .put(DEFAULT_TRUNK, job_of(&head.subject), head.headers.clone(), head.payload.clone())
-                .await
-                .unwrap();
+    async fn feed(&mut self, stays: bool) {
+        for head in self.waiting.oldest(Kind::ANY, 1).await.unwrap() {
             if !stays {
-                self.waiting.remove(head.sequence).await.unwrap();
+                offer(&self.window, &self.waiting, DEFAULT_TRUNK, head).await.unwrap();
+                continue;
+            }
+            let (sequence, job) = (head.sequence, job_of(&head.subject).to_owned());
+            if self.window.put(DEFAULT_TRUNK, &job, head.headers, head.payload).await.unwrap() {
+                self.offered.push(sequence);
             }
         }
+    }
+
+    async fn remove_offered(&mut self) {
+        for sequence in std::mem::take(&mut self.offered) {
+            self.waiting.remove(sequence).await.unwrap();
+        }
+    }
+
+    async fn pause(&self, on: bool) {
+        let paused = Paused { until: None, by: None, reason: None, since: None };
+        if on {
+            control::pause(&self.bucket, &paused).await.unwrap();
+        } else {
+            control::resume(&self.bucket).await.unwrap();
+        }
+        self.pause.read(&self.bucket).await.unwrap();
     }
 
     /// The server delivers the next message, to all of these at once. What they do not settle is delivered again, at once.
@@ -755,6 +790,8 @@ impl World {
 
     /// Everybody works until nothing is left to do.
     async fn end(&mut self) {
+        self.pause(false).await;
+        self.remove_offered().await;
         for dialler in 0..DIALLERS.len() {
             self.go_on(dialler).await;
         }

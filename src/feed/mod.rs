@@ -187,7 +187,8 @@ impl Feed {
             if is_all {
                 self.present.retain(|group| !groups.contains(group));
             }
-            let offers = stream::iter(next.into_iter().map(|head| self.offer(&trunk.name, head)));
+            let offers =
+                stream::iter(next.into_iter().map(|head| offer(&self.window, &self.waiting, &trunk.name, head)));
             let left: Vec<_> = offers.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
             self.left.extend(left.into_iter().flatten());
             if is_all {
@@ -216,23 +217,6 @@ impl Feed {
         }
         let unclaimed = occupancy.messages().saturating_sub(self.index.active_on(&trunk.name) as u64);
         Ok(free.min(usize::try_from(most.saturating_sub(unclaimed)).unwrap_or(usize::MAX)))
-    }
-
-    /// Puts a message into the window and removes it here. One that is there already came there by a crash between the two, or is about to be
-    /// given back; then it stays here, and its sequence is the answer.
-    async fn offer(&self, trunk: &str, head: Head) -> Result<Option<u64>, NatsError> {
-        let (job, taken_back) = (job_of(&head.subject).to_owned(), taken_back_from(&head));
-        let is_new = self.window.put(trunk, &job, head.headers, head.payload).await?;
-        if !is_new && let Some(from) = taken_back {
-            // Where the window has nothing by now, whoever gave it back has just done so.
-            let present = self.window.sequence_of(trunk, &job).await?;
-            if present.is_none_or(|present| present == from) {
-                return Ok(Some(head.sequence));
-            }
-        }
-        fail::fail_point!("feed-offered");
-        self.waiting.remove(head.sequence).await?;
-        Ok(None)
     }
 
     /// What should be next of some groups, at most so many.
@@ -292,4 +276,24 @@ impl Feed {
         }
         Ok(next)
     }
+}
+
+/// Puts a message that waits into the window, to be dialled on a trunk, and removes it from the queue. One that is in the window already came
+/// there by a crash between the two, or is about to be given back; then it stays in the queue, and its sequence is the answer.
+///
+/// # Errors
+/// [`NatsError`]; it may be in both then, and is offered again.
+pub async fn offer(window: &Window, waiting: &Waiting, trunk: &str, head: Head) -> Result<Option<u64>, NatsError> {
+    let (job, taken_back) = (job_of(&head.subject).to_owned(), taken_back_from(&head));
+    let is_new = window.put(trunk, &job, head.headers, head.payload).await?;
+    if !is_new && let Some(from) = taken_back {
+        // Where the window has nothing by now, whoever gave it back has just done so.
+        let present = window.sequence_of(trunk, &job).await?;
+        if present.is_none_or(|present| present == from) {
+            return Ok(Some(head.sequence));
+        }
+    }
+    fail::fail_point!("feed-offered");
+    waiting.remove(head.sequence).await?;
+    Ok(None)
 }
