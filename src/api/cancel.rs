@@ -17,7 +17,7 @@ const AT_ONCE: usize = 256;
 /// Calls that are taken from the index at once.
 const PAGE: usize = 5000;
 /// How long is waited until what was published before is admitted: as long as a client may be expected to wait for an answer.
-const ADMITTED_WITHIN: Duration = Duration::from_secs(30);
+const ADMITTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which calls are to be cancelled.
 #[derive(Debug, Clone, PartialEq, Eq)]

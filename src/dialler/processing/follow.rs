@@ -36,7 +36,7 @@ impl Processing<'_> {
         self.permit = None;
         let mut observed = observed;
         loop {
-            if let ControlFlow::Break(next) = self.advance_to(&observed).await {
+            if let ControlFlow::Break(next) = Box::pin(self.advance_to(&observed)).await {
                 return next;
             }
             if self.has_not_started_in_time(&observed) {
@@ -56,13 +56,13 @@ impl Processing<'_> {
                 () = self.dialler.closing.cancelled() => return HAND_BACK,
             };
             observed = match news {
-                News::Report(report) => match self.confirmed(report).await {
+                News::Report(report) => match Box::pin(self.confirmed(report)).await {
                     Ok(observed) => observed,
                     Err(error) => return self.fail(error).await,
                 },
-                News::Woken => match self.read().await {
+                News::Woken => match Box::pin(self.read()).await {
                     Next::Decide if after(self.last.as_ref()) == before => {
-                        if let Err(error) = self.stop_again().await {
+                        if let Err(error) = Box::pin(self.stop_again()).await {
                             return self.fail(error).await;
                         }
                         observed
