@@ -80,10 +80,17 @@ pub(super) async fn cancel(api: &Api, headers: &HeaderMap, tail: &str) -> Result
     }
 }
 
-/// `DELETE /jobs?batch=`, `DELETE /jobs?trunk=`: the same for every call of a batch or a trunk; the answer counts them.
-pub(super) async fn cancel_all(api: &Api, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
+/// `DELETE /jobs?batch=`: the same for every call of a batch; the answer counts them.
+pub(super) async fn cancel_by_query(api: &Api, headers: &HeaderMap, raw_query: &str) -> Result<Response, Problem> {
     same_origin::check(headers)?;
-    let scope = query::scope(raw_query)?;
+    let scope = Scope::Batch(query::batch(raw_query)?);
+    Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_all(&scope).await?))
+}
+
+/// `DELETE /trunks/{trunk}/jobs`: the same for every call of a trunk.
+pub(super) async fn cancel_trunk(api: &Api, headers: &HeaderMap, name: &str) -> Result<Response, Problem> {
+    same_origin::check(headers)?;
+    let scope = Scope::Trunk(query::trunk_in_path(name)?);
     Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_all(&scope).await?))
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::problem::{Kind, Problem};
-use crate::api::{PageQuery, Scope};
+use crate::api::PageQuery;
 use crate::call::validate::names;
 use crate::call::{FieldError, Status};
 
@@ -34,27 +34,20 @@ pub(super) fn page(raw: &str) -> Result<PageQuery, Problem> {
     Ok(query)
 }
 
-/// Reads the query of `DELETE /jobs`: `batch` or `trunk`, and nothing else, so that a mistyped filter never cancels more than was meant.
+/// Reads the query of `DELETE /jobs`: `batch`, and nothing else, so that a mistyped filter never cancels more than was meant.
 ///
 /// # Errors
-/// As for [`page`], and 422 when neither is named, or both are.
-pub(super) fn scope(raw: &str) -> Result<Scope, Problem> {
-    const ALONE: &str = "pass `batch` or `trunk` alone: all calls of it are cancelled";
-    let mut scope = None;
-    read(raw, |name, value| {
-        let named = match name {
-            "batch" => Scope::Batch(batch_name(value)?),
-            "trunk" => Scope::Trunk(trunk_name(value)?),
-            _ => return Err(format!("is not a parameter of this path; {ALONE}")),
-        };
-        match scope.replace(named) {
-            None => Ok(()),
-            Some(_) => Err(format!("is one of two; {ALONE}")),
+/// As for [`page`], and 422 when no batch is named.
+pub(super) fn batch(raw: &str) -> Result<String, Problem> {
+    let mut batch = None;
+    read(raw, |name, value| match name {
+        "batch" => {
+            batch = Some(batch_name(value)?);
+            Ok(())
         }
+        _ => Err("is not a parameter of this path; pass `batch` alone: all its calls are cancelled".to_owned()),
     })?;
-    scope.ok_or_else(|| {
-        Problem::invalid_field("batch", "missing; name the batch or the trunk whose calls are to be cancelled")
-    })
+    batch.ok_or_else(|| Problem::invalid_field("batch", "missing; name the batch whose calls are to be cancelled"))
 }
 
 /// The batch that is the rest of a path.
@@ -66,9 +59,14 @@ pub(super) fn batch_in_path(tail: &str) -> Result<String, Problem> {
     batch_name(&name).map_err(|message| Problem::invalid_field("batch", message))
 }
 
-fn trunk_name(value: &str) -> Result<String, String> {
-    let refuse = || format!("`{value}` is not the name of a trunk; pass {}", names::DNS_LABEL_IS);
-    if names::is_dns_label(value) { Ok(value.to_owned()) } else { Err(refuse()) }
+/// The trunk in a path.
+///
+/// # Errors
+/// 400 when it is not UTF-8, 422 when no trunk can have that name.
+pub(super) fn trunk_in_path(text: &str) -> Result<String, Problem> {
+    let name = decoded(text)?;
+    let message = || format!("`{name}` is not the name of a trunk; pass {}", names::DNS_LABEL_IS);
+    if names::is_dns_label(&name) { Ok(name.into_owned()) } else { Err(Problem::invalid_field("trunk", message())) }
 }
 
 /// Passes each decoded parameter to `set`, and collects its errors.
@@ -183,16 +181,17 @@ mod tests {
         for bad in ["", "a%20b", "-a", "a%00", "a%2Fb"] {
             let problem = page(&format!("batch={bad}")).unwrap_err();
             assert_eq!(problem.errors()[0].field, "batch", "{bad}");
-            assert!(scope(&format!("batch={bad}")).is_err(), "{bad}");
+            assert!(batch(&format!("batch={bad}")).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn a_cancel_takes_a_batch_and_nothing_else() {
-        assert_eq!(scope("batch=2026-11_a.B").unwrap(), Scope::Batch("2026-11_a.B".to_owned()));
-        assert_eq!(scope("trunk=berlin-2").unwrap(), Scope::Trunk("berlin-2".to_owned()));
+        assert_eq!(batch("batch=2026-11_a.B").unwrap(), "2026-11_a.B");
+        assert_eq!(trunk_in_path("berlin-2").unwrap(), "berlin-2");
+        assert_eq!(trunk_in_path("berlin.2").unwrap_err().errors()[0].field, "trunk");
         for bad in ["", "batch", "batch=a&limit=100", "batch=a&status=queued", "batch=a&cursor=", "batch=a&batch=a"] {
-            assert_eq!(scope(bad).unwrap_err().kind(), Kind::InvalidRequest, "{bad}");
+            assert_eq!(batch(bad).unwrap_err().kind(), Kind::InvalidRequest, "{bad}");
         }
     }
 

@@ -16,6 +16,7 @@ use crate::api::Api;
 
 const READ: &str = "GET, HEAD, OPTIONS";
 const SUBMIT: &str = "POST, OPTIONS";
+const CANCEL: &str = "DELETE, OPTIONS";
 const READ_OR_CANCEL: &str = "GET, HEAD, DELETE, OPTIONS";
 
 /// The whole API; it rejects nothing.
@@ -63,7 +64,7 @@ fn call(
     warp::path!("call").and(submit.or(other_methods(SUBMIT)).unify())
 }
 
-/// `GET /jobs`, `DELETE /jobs?batch=`, `DELETE /jobs?trunk=`.
+/// `GET /jobs`, `DELETE /jobs?batch=`.
 fn jobs(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
     let raw_query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let list = get_or_head()
@@ -72,7 +73,7 @@ fn jobs(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> 
         .then(|api: Arc<Api>, query: String| async move { answer(handlers::list(&api, &query).await) });
     let cancel = warp::delete().and(with(api)).and(warp::header::headers_cloned()).and(raw_query).then(
         |api: Arc<Api>, headers: HeaderMap, query: String| async move {
-            answer(handlers::cancel_all(&api, &headers, &query).await)
+            answer(handlers::cancel_by_query(&api, &headers, &query).await)
         },
     );
     warp::path!("jobs").and(list.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
@@ -106,9 +107,21 @@ fn batch(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection>
     warp::path("batches").and(show.or(cancel).unify().or(other_methods(READ_OR_CANCEL)).unify())
 }
 
-/// `GET /trunks`.
+/// `GET /trunks`, `DELETE /trunks/{trunk}/jobs`.
 fn trunks(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone + Send + Sync {
-    read(warp::path!("trunks"), move || handlers::trunks(&api))
+    let cancel = warp::path!("trunks" / String / "jobs")
+        .and(warp::method())
+        .and(with(api.clone()))
+        .and(warp::header::headers_cloned())
+        .then(|name: String, method: Method, api: Arc<Api>, headers: HeaderMap| async move {
+            if method == Method::DELETE {
+                answer(handlers::cancel_trunk(&api, &headers, &name).await)
+            } else {
+                not_that_method(&method, CANCEL)
+            }
+        });
+    let list = read(warp::path!("trunks"), move || handlers::trunks(&api));
+    list.or(cancel).unify()
 }
 
 /// `GET /health`, `GET /livez`, `GET /readyz`, `GET /metrics`.
@@ -137,15 +150,17 @@ fn get_or_head() -> impl Filter<Extract = (), Error = Rejection> + Copy + Send +
 
 /// The response to all other methods: 405, or the allowed methods to OPTIONS.
 fn other_methods(allow: &'static str) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy + Send + Sync {
-    warp::method().map(move |method| {
-        if method != Method::OPTIONS {
-            return Problem::method_not_allowed(allow).into_response();
-        }
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-        response
-    })
+    warp::method().map(move |method| not_that_method(&method, allow))
+}
+
+fn not_that_method(method: &Method, allow: &'static str) -> Response {
+    if method != Method::OPTIONS {
+        return Problem::method_not_allowed(allow).into_response();
+    }
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
 }
 
 /// Turns every rejection into a problem document.

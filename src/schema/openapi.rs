@@ -26,6 +26,7 @@ pub(super) fn document() -> Value {
             "/jobs/{name}": {"get": show(), "delete": cancel()},
             "/batches/{batch}": {"get": show_batch(), "delete": cancel_batch()},
             "/trunks": {"get": trunks()},
+            "/trunks/{trunk}/jobs": {"delete": cancel_trunk()},
             "/health": {"get": health("health", "Whether the process serves")},
             "/livez": {"get": health("livez", "The same as /health, under the name that Kubernetes uses")},
             "/readyz": {"get": ready()},
@@ -107,7 +108,7 @@ const PROBLEMS: [(&str, &str); 11] = [
     ("403", "The request comes from a page of another origin."),
     ("404", "There is no such call."),
     ("408", "The body took too long to arrive."),
-    ("409", "The request's `id` belongs to another request; the first call is untouched."),
+    ("409", "The request's `id` belongs to another request, and the first call is untouched; or no trunk can dial it."),
     ("411", "The length of the body must be given."),
     ("413", "The request is too large."),
     ("415", "The body must be JSON."),
@@ -274,16 +275,28 @@ fn cancel() -> Value {
 }
 
 fn cancel_all() -> Value {
-    let scope = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "description": description, "schema": schema});
-    let trunk = json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": names::DNS_LABEL_PATTERN});
     json!({
-        "operationId": "cancelCalls",
+        "operationId": "cancelCallsOfBatch",
         "tags": ["calls"],
-        "summary": "Cancel every call of a batch or a trunk that has not ended",
-        "parameters": [
-            scope("batch", "The batch. One of the two must be given, and no other parameter is accepted.", batch()),
-            scope("trunk", "The trunk: calls in progress on it, and those that wait and would rather be dialled on it than on another.", trunk),
-        ],
+        "summary": "Cancel every call of a batch that has not ended",
+        "parameters": [{
+            "name": "batch",
+            "in": "query",
+            "required": true,
+            "description": "The batch. No other parameter is accepted.",
+            "schema": batch(),
+        }],
+        "responses": responses("202", cancelled(), &["400", "403", "422", "500", "503"]),
+    })
+}
+
+fn cancel_trunk() -> Value {
+    let name = json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": names::DNS_LABEL_PATTERN});
+    json!({
+        "operationId": "cancelCallsOfTrunk",
+        "tags": ["calls"],
+        "summary": "Cancel every call that is in progress on a trunk, or waits and would rather be dialled on it than on another",
+        "parameters": [{"name": "trunk", "in": "path", "required": true, "description": "The trunk.", "schema": name}],
         "responses": responses("202", cancelled(), &["400", "403", "422", "500", "503"]),
     })
 }

@@ -111,7 +111,7 @@ async fn the_longest_prefix_or_the_request_names_the_trunk_whose_account_dials()
 
     for (fields, field) in [(json!({"trunk": "paris"}), "trunk"), (json!({"dest": "+1"}), "dest")] {
         let refused = post_call(operator.base(), &with(request("+49", "a"), fields.clone())).await;
-        assert_eq!((refused.status.as_u16(), &refused.json["errors"][0]["field"]), (422, &json!(field)), "{refused:?}");
+        assert_eq!((refused.status.as_u16(), &refused.json["errors"][0]["field"]), (409, &json!(field)), "{refused:?}");
         let id = format!("refused-{field}");
         trunks.publish(&id, "+49", fields).await;
         let end = trunks.setup.end_of(&id).await;
@@ -305,15 +305,14 @@ async fn everything_of_a_trunk_is_cancelled_and_nothing_of_another() {
     trunks.publish("later", "1", json!({"not_before": in_seconds(3600)})).await;
     trunks.publish("other-waits", "2", json!({})).await;
     trunks.setup.becomes("other-waits", Status::Queued).await;
-    let cancelled = delete(operator.base(), "/jobs?trunk=berlin").await;
+    let cancelled = delete(operator.base(), "/trunks/berlin/jobs").await;
     assert_eq!(cancelled.status.as_u16(), 202);
     assert_eq!((&cancelled.json["cancelled"], &cancelled.json["cancelling"]), (&json!(2), &json!(1)), "{cancelled:?}");
     for id in ["runs", "waits", "later"] {
         assert_eq!(trunks.setup.end_of(id).await.status, Status::Cancelled, "{id}");
     }
     assert_eq!(trunks.setup.statuses("other-waits").await, [Status::Queued]);
-    let both = delete(operator.base(), "/jobs?trunk=berlin&batch=a").await;
-    assert_eq!(both.status.as_u16(), 422);
+    assert_eq!(delete(operator.base(), "/trunks/b.n/jobs").await.status.as_u16(), 422);
 }
 
 /// The state of a breaker is in the bucket, so it outlasts whoever dials.

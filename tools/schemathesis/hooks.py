@@ -52,6 +52,8 @@ def key_once(case, body):
     if key is None or not KEY.match(key) or isinstance(body.get("id"), str):
         return
     request = json.dumps(body, sort_keys=True)
+    # In quotes or not, it is the same key.
+    key = key.strip('"').replace("\\", "")
     if sent.setdefault(key, request) != request:
         case.headers["Idempotency-Key"] = f"key-{len(sent)}"
         sent[case.headers["Idempotency-Key"]] = request

@@ -1,4 +1,4 @@
-//! `serve`: wires everything together, and shuts it down at the end. [`engine`] is the only module that knows all parts.
+//! `serve`: wires everything together, and shuts it down at the end. `engine` is the only module that knows all parts.
 
 mod engine;
 
