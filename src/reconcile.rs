@@ -41,15 +41,16 @@ const RELEASED_AT_ONCE: usize = 16;
 pub struct Judge {
     /// How long is waited for attempts.
     pub patience: Patience,
-    /// Whether its trunk works for others.
+    /// How its trunk does for others.
     pub breakers: Breakers,
 }
 
 impl Judge {
     /// The moments of the attempt that was claimed last.
     pub fn moments(&self, last: &StatusEvent) -> Moments {
-        let trunk_works = last.trunk.as_deref().is_some_and(|trunk| self.breakers.works(trunk));
-        Moments::of(last, self.patience, now()).on_trunk(trunk_works)
+        let on = last.trunk.as_deref().zip(last.job.as_deref());
+        let trunk = on.map(|(trunk, job)| self.breakers.health_for(trunk, job)).unwrap_or_default();
+        Moments::of(last, self.patience, now()).on_trunk(trunk)
     }
 }
 

@@ -48,7 +48,7 @@ const KINDS: [(u16, Status, Outcome); 8] = [
 ];
 
 const BY_HTTP: [u16; 15] = [200, 200, 486, 200, 487, 200, 404, 200, 200, 486, 200, 603, 200, 200, 487];
-const BY_NATS: [u16; 13] = [200, 486, 200, 200, 404, 200, 503, 200, 200, 608, 487, 200, 403];
+const BY_NATS: [u16; 13] = [200, 503, 403, 486, 200, 200, 404, 200, 200, 608, 487, 200, 200];
 
 /// All calls, in the order in which they are sent. The slow ones come first, so that nobody has to wait for them.
 pub(crate) fn calls() -> Vec<Planned> {

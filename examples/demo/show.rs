@@ -183,14 +183,15 @@ fn advice((status, outcome): End) -> &'static str {
     match (status, outcome) {
         (Status::Expired, _) => "nothing: not_after had passed, so nobody was called",
         (Status::Rejected, _) => "mend the request: it is in SIP_DEAD with the reason",
-        (_, Some(Outcome::Answered)) => "nothing: the announcement was played",
+        (_, Some(Outcome::Answered)) => "nothing: somebody answered",
         (_, Some(Outcome::Busy)) => "let it redial: max_attempts, retry_delay",
         (_, Some(Outcome::NoAnswer)) => "redial at another time of day: not_before",
         (_, Some(Outcome::InvalidNumber)) => "correct the number; it is never redialled",
         (_, Some(Outcome::Declined | Outcome::Unwanted)) => "leave it: a person has said no",
         (_, Some(Outcome::Blocked)) => "ask the trunk's operator who blocks it",
-        (_, Some(Outcome::Congestion | Outcome::Network)) => "let it redial; lower MAX_ACTIVE_CALLS if it is frequent",
-        (_, Some(Outcome::Auth)) => "correct the SIP account: the Secret, or sip_secret",
+        (_, Some(Outcome::Congestion)) => "it was tried again by itself; lower MAX_ACTIVE_CALLS if it is frequent",
+        (_, Some(Outcome::Network)) => "let it redial: max_attempts, retry_delay",
+        (_, Some(Outcome::Auth)) => "it was tried again by itself; correct the SIP account: the Secret, or sip_secret",
         _ => "read its message, then the call's log",
     }
 }

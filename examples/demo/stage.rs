@@ -155,7 +155,9 @@ impl Operator {
             .env("NATS_MONITORING_URL", monitoring)
             .env("PORT", "0")
             .env("ADMIN_PORT", "0")
-            .env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string());
+            .env("MAX_ACTIVE_CALLS", MAX_ACTIVE_CALLS.to_string())
+            // A callee that is always refused or congested is tried once more, and not for an hour.
+            .env("FAULT_PATIENCE", "1s");
         command.env("RUNNER", "local").env("STATE_DIR", &state_dir);
         command.env("LOCAL_CALLER", format!("'{}' simulate-call", binary.to_string_lossy()));
         Ok(Self { process: Process::spawn("operator", command, &log), log, state_dir, _folder: folder })

@@ -21,7 +21,7 @@ pub mod validate;
 pub use self::change::{Change, Ended};
 pub use self::event::StatusEvent;
 pub use self::id::{CallId, CallName, Fingerprint};
-pub use self::outcome::{Outcome, OutcomeClass, Verdict};
+pub use self::outcome::{Outcome, OutcomeClass, TrunkHealth, Verdict};
 pub use self::priority::Priority;
 pub use self::request::CallRequest;
 pub use self::spec::{CallSpec, OnUnknown};

@@ -152,6 +152,18 @@ pub enum OutcomeClass {
     Unknown,
 }
 
+/// How a trunk does for others than a call that it has failed: whether that call is dialled again depends on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum TrunkHealth {
+    /// Nothing is dialled on it, or that is not known: whatever it said of a call may not be the call's fault.
+    #[default]
+    Stopped,
+    /// It has failed another call, too, and none has had a person's outcome since; or none ever had one.
+    InDoubt,
+    /// It works.
+    Works,
+}
+
 /// An outcome with the code that it was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {

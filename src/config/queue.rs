@@ -18,8 +18,8 @@ pub struct QueueArgs {
     /// Maximum number of calls started per second, across all replicas, evenly spaced; fractions allowed. 0: no limit
     #[arg(long, env = "CALLS_PER_SECOND", default_value = "0", global = true, value_parser = rate)]
     pub calls_per_second: f64,
-    /// How long a call is tried again when its attempts never run, for lack of a node, an image or quota; 0s: not at
-    /// all
+    /// How long a call is tried again after faults of the cluster (no node, no image, a quota) or of a trunk that dials for
+    /// others; 0s: not at all
     #[arg(long, env = "FAULT_PATIENCE", default_value = "1h", global = true, value_parser = fault_patience)]
     pub fault_patience: Duration,
     /// How long a call's records are kept after its last change, or after the time that it waits for; at least 24h

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::redial::is_redialled;
 use super::{Ending, Observed, Ran};
-use crate::call::{Change, Ended, Outcome, Status, StatusEvent, Verdict};
+use crate::call::{Change, Ended, Outcome, Status, StatusEvent, TrunkHealth, Verdict};
 
 /// How much earlier than by our clock a container may say that it started: clocks agree within a second, and Kubernetes cuts times
 /// to whole seconds.
@@ -17,7 +17,7 @@ const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
 pub struct Patience {
     /// `JOB_START_SECONDS`: for a container to run.
     pub start_seconds: u32,
-    /// `FAULT_PATIENCE`: for a call whose attempts never run.
+    /// `FAULT_PATIENCE`: for a call whose attempts end by faults of ours.
     pub faults: Duration,
 }
 
@@ -30,10 +30,10 @@ pub struct Moments {
     pub start_by: Timestamp,
     /// When it is over at the latest.
     pub ends_by: Timestamp,
-    /// Until when another one follows if its container never runs: `FAULT_PATIENCE` after the end of the first that did not.
+    /// Until when another one follows after a fault of ours: `FAULT_PATIENCE` after the end of the first of them in a row.
     pub patience_ends: Timestamp,
-    /// Whether its trunk works for others at that moment.
-    pub trunk_works: bool,
+    /// How its trunk does for others at the present moment.
+    pub trunk: TrunkHealth,
 }
 
 impl Moments {
@@ -46,20 +46,20 @@ impl Moments {
             start_by: after(last.created_at.unwrap_or(last.time), to_start),
             ends_by: last.ends_by.unwrap_or(Timestamp::MAX),
             patience_ends: after(last.faults_since.unwrap_or(now), patience.faults),
-            trunk_works: false,
+            trunk: TrunkHealth::default(),
         }
     }
 
-    /// The same for an attempt on a trunk that works for others, or does not.
+    /// The same for an attempt on a trunk that does so for others.
     #[must_use]
-    pub fn on_trunk(self, trunk_works: bool) -> Self {
-        Self { trunk_works, ..self }
+    pub fn on_trunk(self, trunk: TrunkHealth) -> Self {
+        Self { trunk, ..self }
     }
 
     /// Those of a call that nothing is known of yet: all the time in the world.
     pub fn unlimited(now: Timestamp) -> Self {
         let end = Timestamp::MAX;
-        Self { now, start_by: end, ends_by: end, patience_ends: end, trunk_works: false }
+        Self { now, start_by: end, ends_by: end, patience_ends: end, trunk: TrunkHealth::default() }
     }
 
     /// Whether the attempt's container had its time to start.
@@ -201,7 +201,7 @@ mod tests {
 
     fn moments(now: i64) -> Moments {
         let (start_by, ends_by) = (at(LATE_START), at(OVER));
-        Moments { now: at(now), start_by, ends_by, patience_ends: at(now), trunk_works: false }
+        Moments { now: at(now), start_by, ends_by, patience_ends: at(now), trunk: TrunkHealth::default() }
     }
 
     fn call(changes: Vec<Change>) -> StatusEvent {

@@ -1,18 +1,19 @@
 //! Whether an attempt that failed is followed by another: by the log alone, so that whoever records an end decides the same.
 
 use super::advance::Moments;
-use crate::call::{Outcome, Status, StatusEvent};
+use crate::call::{Outcome, Status, StatusEvent, TrunkHealth};
 
-/// Whether the attempt in hand is followed by another if it ends so. What is our fault is tried again without counting: a cluster's while
-/// there is patience, a trunk's until the trunk works for others and still not for this call. A call that is to be cancelled is not
-/// dialled again, however its attempt ends.
+/// Whether the attempt in hand is followed by another if it ends so. What is our fault is tried again without counting while there is
+/// patience. A trunk that is stopped costs no call its patience; one that works for others and refuses this call a second time means it. A
+/// call that is to be cancelled is not dialled again, however its attempt ends.
 pub(super) fn is_redialled(last: &StatusEvent, outcome: Outcome, moments: Moments) -> bool {
     match outcome {
         _ if last.status == Status::Cancelling => false,
         Outcome::Answered => false,
         Outcome::NotStarted => moments.now < moments.patience_ends,
-        Outcome::Auth => !moments.trunk_works || last.faults_since.is_none(),
-        Outcome::Congestion => !moments.trunk_works || moments.now < moments.patience_ends,
+        Outcome::Auth | Outcome::Congestion if moments.trunk == TrunkHealth::Stopped => true,
+        Outcome::Auth if moments.trunk == TrunkHealth::Works && last.faults_since.is_some() => false,
+        Outcome::Auth | Outcome::Congestion => moments.now < moments.patience_ends,
         outcome => last.counted_attempts() < last.max_attempts && last.redial_on.contains(&outcome),
     }
 }
@@ -89,6 +90,28 @@ mod tests {
         assert!(!redials(&faults, Outcome::NotStarted, NOW + 3600));
         let (first, none) = (claimed(json!({}), &[]), Patience { faults: Duration::ZERO, ..PATIENCE });
         assert!(!is_redialled(&first, Outcome::NotStarted, Moments::of(&first, none, at(NOW))));
+    }
+
+    #[test]
+    fn after_a_fault_of_its_trunk_it_is_dialled_again_by_how_the_trunk_does_for_others() {
+        let (first, again) = (claimed(json!({}), &[]), claimed(json!({}), &[Outcome::Auth]));
+        let redials = |last: &StatusEvent, outcome, trunk, now| {
+            is_redialled(last, outcome, Moments::of(last, PATIENCE, at(now)).on_trunk(trunk))
+        };
+        let (soon, late) = (NOW + 3599, NOW + 3600);
+        for (outcome, trunk, last, now, expected) in [
+            (Outcome::Auth, TrunkHealth::Works, &first, NOW, true),
+            (Outcome::Auth, TrunkHealth::Works, &again, NOW, false),
+            (Outcome::Auth, TrunkHealth::InDoubt, &again, soon, true),
+            (Outcome::Auth, TrunkHealth::InDoubt, &again, late, false),
+            (Outcome::Auth, TrunkHealth::Stopped, &again, late, true),
+            (Outcome::Congestion, TrunkHealth::Works, &again, soon, true),
+            (Outcome::Congestion, TrunkHealth::Works, &again, late, false),
+            (Outcome::Congestion, TrunkHealth::InDoubt, &again, late, false),
+            (Outcome::Congestion, TrunkHealth::Stopped, &again, late, true),
+        ] {
+            assert_eq!(redials(last, outcome, trunk, now), expected, "{outcome}, {trunk:?}, {now}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! or a missing file would fail one call after the other.
 //!
 //! ```text
-//!  closed ── as many faults in a row as are allowed ──► open
+//!  closed ── as many calls in a row have had faults as are allowed ──► open
 //!  open ── the cool-down has passed, and a call comes ──► half open: that call probes
 //!  half open ── the probe had a person's outcome ──► closed
 //!  half open ── the probe failed ──► open, for twice as long if the fault was ours
@@ -16,6 +16,7 @@
 //! One record serves all replicas. Whoever changes it applies the change to a copy, writes that by compare-and-set if it is another,
 //! and only then acts: dials what [`Breaker::admit`] let pass, or publishes what [`Breaker::record`] says has changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -23,7 +24,7 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Outcome, OutcomeClass, Status, StatusEvent};
+use crate::call::{CallName, Outcome, OutcomeClass, Status, StatusEvent, TrunkHealth};
 
 /// The first cool-down, in seconds.
 pub const FIRST_COOL_DOWN: u32 = 60;
@@ -80,7 +81,7 @@ pub struct Breaker {
     /// Whether a call has had a person's outcome since the trunk is there, or since a person closed the breaker.
     #[serde(default)]
     is_proven: bool,
-    /// The last faults, each of another attempt, the newest last; while closed, those since the last person's outcome.
+    /// The last faults, each of another call, the newest last; while closed, those since the last person's outcome.
     #[serde(default)]
     faults: Vec<Fault>,
     /// Jobs that were begun while the trunk was in doubt and have not ended, and when each has at the latest.
@@ -171,8 +172,19 @@ impl Breaker {
         &self.faults
     }
 
-    /// Whether the last thing that was heard of the trunk is that it works.
-    pub fn works(&self, failures: u32) -> bool {
+    /// How the trunk does for others than the call with this Job.
+    pub fn health_for(&self, job: &str, failures: u32) -> TrunkHealth {
+        let is_of_another = |fault: &Fault| call_of(&fault.job) != call_of(job);
+        match self.state {
+            BreakerState::Open | BreakerState::HalfOpen => TrunkHealth::Stopped,
+            BreakerState::Closed if self.faults.iter().any(is_of_another) => TrunkHealth::InDoubt,
+            BreakerState::Closed if self.is_proven || failures == 0 => TrunkHealth::Works,
+            BreakerState::Closed => TrunkHealth::InDoubt,
+        }
+    }
+
+    /// Whether the last thing that was heard of the trunk is that it works: then neither a call nor its end, but for a fault, is news.
+    pub fn is_trusted(&self, failures: u32) -> bool {
         self.state == BreakerState::Closed && self.faults.is_empty() && (self.is_proven || failures == 0)
     }
 
@@ -311,6 +323,8 @@ impl Breaker {
             return;
         };
         let reason = ending.reason.map(|reason| reason.chars().take(MAX_REASON).collect());
+        // A number that is refused again and again says no more of the trunk than once.
+        self.faults.retain(|fault| call_of(&fault.job) != call_of(ending.job));
         self.faults.push(Fault { job: ending.job.to_owned(), outcome, sip_code: ending.sip_code, reason, time: now });
         let kept = KEPT_FAULTS.max(failures as usize);
         self.faults.drain(..self.faults.len().saturating_sub(kept));
@@ -379,6 +393,11 @@ impl fmt::Display for Fault {
 /// Whether the attempt failed by our trunk, our cluster or our caller, and not by the network or the other side.
 fn is_fault(outcome: Outcome) -> bool {
     matches!(outcome.class(), OutcomeClass::Trunk | OutcomeClass::Cluster | OutcomeClass::Caller)
+}
+
+/// The call of an attempt's Job.
+fn call_of(job: &str) -> Cow<'_, str> {
+    CallName::of_job(job).map_or(Cow::Borrowed(job), |name| Cow::Owned(name.to_string()))
 }
 
 fn count(faults: &[Fault]) -> u32 {

@@ -102,7 +102,7 @@ pub struct Wanted<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unroutable {
     /// The request names one that is not there.
-    #[error("there is no trunk `{name}`; pass one of {known}, or leave `trunk` out")]
+    #[error("unknown trunk `{name}`; pass one of {known}, or leave `trunk` out")]
     UnknownTrunk {
         /// The name.
         name: String,
@@ -355,7 +355,7 @@ fn members(route: &Route, at: usize, positions: &HashMap<&str, usize>, misfits: 
                 members.push(*position);
                 continue;
             }
-            None => format!("there is no trunk `{name}`; pass the name of one of `trunks`"),
+            None => format!("unknown trunk `{name}`; pass the name of one of `trunks`"),
         };
         misfits.push(Misfit { place: Place::RouteTrunk(at, index), message });
     }
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(names(&trunks, &failed), ["world"]);
         assert_eq!(trunks.failover(&failed), None);
         let error = trunks.candidates(&named("wrold", None)).unwrap_err().to_string();
-        assert_eq!(error, "there is no trunk `wrold`; pass one of `berlin`, `bonn`, `world`, or leave `trunk` out");
+        assert_eq!(error, "unknown trunk `wrold`; pass one of `berlin`, `bonn`, `world`, or leave `trunk` out");
     }
 
     #[test]
@@ -537,7 +537,7 @@ mod tests {
             Place::RouteTrunks(2),
         ];
         assert_eq!(places, expected);
-        assert!(misfits[1].message.contains("there is no trunk `c`; pass the name of one of `trunks`"), "{misfits:?}");
+        assert!(misfits[1].message.contains("unknown trunk `c`; pass the name of one of `trunks`"), "{misfits:?}");
         assert_eq!(Trunks::new(Vec::new(), &[]).unwrap_err()[0].place, Place::Trunks);
     }
 

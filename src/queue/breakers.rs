@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::bucket::{self, Found};
+use crate::call::TrunkHealth;
 use crate::clock::now;
 use crate::nats::NatsError;
 use crate::policy::breaker::Ending;
@@ -55,9 +56,13 @@ impl Breakers {
         self.known().get(trunk).map_or(Some(0), |breaker| breaker.room(now, self.failures))
     }
 
-    /// Whether the last thing that was heard of a trunk is that it works.
-    pub fn works(&self, trunk: &str) -> bool {
-        self.known().get(trunk).is_some_and(|breaker| breaker.works(self.failures))
+    /// How a trunk does for others than the call with this Job.
+    pub fn health_for(&self, trunk: &str, job: &str) -> TrunkHealth {
+        self.known().get(trunk).map(|breaker| breaker.health_for(job, self.failures)).unwrap_or_default()
+    }
+
+    fn is_trusted(&self, trunk: &str) -> bool {
+        self.known().get(trunk).is_some_and(|breaker| breaker.is_trusted(self.failures))
     }
 
     /// The breaker of a trunk, once it was read.
@@ -70,7 +75,7 @@ impl Breakers {
     /// # Errors
     /// [`NatsError`]: it is not known.
     pub async fn admit(&self, trunk: &str, job: &str, ends_by: Timestamp) -> Result<Result<(), Held>, NatsError> {
-        if self.works(trunk) && self.room(trunk, now()).is_none() {
+        if self.is_trusted(trunk) {
             return Ok(Ok(()));
         }
         let admitted = self.change(trunk, |breaker, now| match breaker.admit(job, ends_by, now, self.failures) {
@@ -85,7 +90,7 @@ impl Breakers {
     /// # Errors
     /// [`NatsError`]: it has to be told again.
     pub async fn record(&self, trunk: &str, ending: &Ending<'_>) -> Result<(), NatsError> {
-        if !ending.is_fault() && self.works(trunk) && self.room(trunk, now()).is_none() {
+        if !ending.is_fault() && self.is_trusted(trunk) {
             return Ok(());
         }
         self.change(trunk, |breaker, now| (breaker.record(ending, now, self.failures), ())).await

@@ -210,13 +210,28 @@ async fn a_wrong_password_burns_no_list_and_the_other_trunk_dials_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_number_that_its_trunk_refuses_while_it_works_for_others_is_final() {
     let trunks = Trunks::new(0.05, &file(&[trunk("berlin", 3)], &json!([]))).await;
-    let _operator = Operator::start(trunks.options().env("BREAKER_FAILURES", 5)).await;
-    trunks.publish("forbidden", "+49403", json!({})).await;
-    trunks.setup.becomes("forbidden", Status::Scheduled).await;
+    let operator = Operator::start(trunks.options().env("BREAKER_FAILURES", 2)).await;
     trunks.publish("good", "+49", json!({})).await;
     assert_eq!(trunks.setup.end_of("good").await.status, Status::Succeeded);
+    trunks.publish("forbidden", "+49403", json!({})).await;
     let end = trunks.setup.end_of("forbidden").await;
     assert_eq!((end.outcome, end.attempt, end.faults), (Some(Outcome::Auth), 2, 2), "{end:?}");
+    // A number alone says nothing of the trunk, however often it is refused.
+    assert_eq!(state_of(&operator, "berlin").await["breaker"]["state"], "closed");
+}
+
+/// Nobody else is there to show whether the trunk works, so each sees the fault of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_a_quiet_trunk_refuses_end_when_patience_does() {
+    let trunks = Trunks::new(0.05, &file(&[trunk("berlin", 3)], &json!([]))).await;
+    let options = trunks.options().env("BREAKER_FAILURES", 5).env("FAULT_PATIENCE", "1s");
+    let _operator = Operator::start(options).await;
+    trunks.publish("forbidden", "+49403", json!({})).await;
+    trunks.publish("full", "+49503", json!({})).await;
+    for (id, outcome) in [("forbidden", Outcome::Auth), ("full", Outcome::Congestion)] {
+        let end = trunks.setup.end_of(id).await;
+        assert_eq!((end.outcome, end.attempt), (Some(outcome), 2), "{end:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,7 +265,7 @@ async fn a_trunk_that_was_opened_by_hand_is_not_dialled_on_until_it_is_closed() 
     assert_eq!(trunks.setup.statuses("held").await, [Status::Queued]);
     let unknown = trunks.setup.command(&["trunks", "close", "paris"]).await;
     assert_eq!(unknown.code, Some(1));
-    assert!(unknown.text().contains("there is no trunk `paris`"), "{}", unknown.text());
+    assert!(unknown.text().contains("unknown trunk `paris`"), "{}", unknown.text());
     trunks.command(&["close", "berlin"]).await;
     assert_eq!(trunks.setup.end_of("held").await.trunk.as_deref(), Some("berlin"));
 }

@@ -440,7 +440,7 @@ routes:
             "line 16, trunks[4]: is a string; pass an object with the fields of a trunk".to_owned(),
             format!("line 18, routes[0].prefix: is a number to YAML; pass {PREFIX_IS}"),
             format!("line 19, routes[0].trunks[1]: \"Berlin\" is not valid; pass {label}"),
-            "line 19, routes[0].trunks[2]: there is no trunk `cologne`; pass the name of one of `trunks`".to_owned(),
+            "line 19, routes[0].trunks[2]: unknown trunk `cologne`; pass the name of one of `trunks`".to_owned(),
             "line 19, routes[0].trunks[3]: `bonn` is in this route twice; name it once".to_owned(),
             format!("line 20, routes[1].prefix: \"49 30\" is not valid; pass {PREFIX_IS}"),
             "line 21, routes[1].trunks: has no trunk; name at least one".to_owned(),

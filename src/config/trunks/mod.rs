@@ -29,8 +29,8 @@ pub struct TrunkArgs {
     /// with SIP_SECRET_NAME, MAX_ACTIVE_CALLS and CALLS_PER_SECOND
     #[arg(long, env = "TRUNKS_FILE", global = true, value_parser = trunks_file, value_name = "FILE")]
     pub trunks_file: Option<PathBuf>,
-    /// Number of faults in a row (auth, congestion, not_started, error) that stop dialling on a trunk for a while (1 to
-    /// 100). 0: faults never stop it
+    /// Number of calls in a row with a fault (auth, congestion, not_started, error) that stop dialling on a trunk for a
+    /// while (1 to 100). 0: faults never stop it
     #[arg(long, env = "BREAKER_FAILURES", default_value_t = 5, global = true, value_parser = whole(0_u32..=100))]
     pub breaker_failures: u32,
 }
@@ -39,7 +39,7 @@ pub struct TrunkArgs {
 pub type LiveTrunks = watch::Receiver<Arc<Trunks>>;
 
 impl Settings {
-    /// The trunks, and what reads them again when their file changes; `None` where there is no file.
+    /// The trunks, and the task that reloads them when their file changes (`None` without a file).
     ///
     /// # Errors
     /// [`BadSetting`] with everything that is wrong with the file.
@@ -69,7 +69,7 @@ impl Settings {
 /// Reads a file, as far as it may be one.
 ///
 /// # Errors
-/// In words: it cannot be read, is too large, or is no text.
+/// A message that says why: the file cannot be read, is too large, or is not UTF-8 text.
 pub(super) fn read(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let file = File::open(path).map_err(|error| error.to_string())?;

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::call::CallId;
 
 const N: u32 = 5;
 /// How long an attempt of these tests may take.
@@ -35,6 +36,24 @@ fn opened(second: i64) -> Breaker {
 
 fn probe(breaker: &mut Breaker, job: &str, now: i64) -> Result<Option<Changed>, Held> {
     breaker.admit(job, at(now + LONGEST), at(now), N)
+}
+
+#[test]
+fn a_number_that_is_refused_again_and_again_says_no_more_of_the_trunk_than_once() {
+    let mut breaker = proven();
+    let name = CallId::parse("barred").unwrap().name();
+    let job = |attempt| name.job(attempt);
+    for attempt in 1..=3 * N {
+        assert_eq!(breaker.record(&ended(&job(attempt), Outcome::Auth), at(1), N), None);
+    }
+    assert_eq!(breaker.faults().len(), 1);
+    assert_eq!(breaker.health_for(&job(99), N), TrunkHealth::Works, "no other call has failed on it");
+    assert_eq!(breaker.health_for("another", N), TrunkHealth::InDoubt);
+    breaker.record(&ended("another", Outcome::Congestion), at(1), N);
+    assert_eq!(breaker.health_for(&job(99), N), TrunkHealth::InDoubt);
+    breaker.open(None, "by hand".to_owned(), at(2));
+    assert_eq!(breaker.health_for(&job(99), N), TrunkHealth::Stopped);
+    assert_eq!(Breaker::default().health_for("first", N), TrunkHealth::InDoubt, "nothing is known of it");
 }
 
 #[test]
