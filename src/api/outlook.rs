@@ -45,16 +45,34 @@ impl Parts {
             (None, Ok(trunk)) => (Some(trunk), None),
             (None, Err(why)) => (None, Some(why)),
         };
-        let mut ahead = self.in_own_line(event, &group, class, own.sequence).await?;
-        for priority in Priority::ALL.into_iter().take_while(|priority| *priority <= event.priority) {
-            for before in Class::ALL.into_iter().filter(|before| priority != event.priority || *before < class) {
-                let kind = Kind { trunks: Some(&group), priority: Some(priority), class: Some(before), batch: None };
-                ahead += self.waiting.count(kind).await?;
+        let own_line = self.in_own_line(event, &group, class, own.sequence).await?;
+        let mut ahead = own_line;
+        for other in self.groups_beside(&group, trunk.as_deref()) {
+            let of = |priority, class| Kind {
+                trunks: Some(&other),
+                priority: Some(priority),
+                class: Some(class),
+                batch: None,
+            };
+            for (priority, before) in lines_before(event.priority, class) {
+                ahead += self.waiting.count(of(priority, before)).await?;
+            }
+            if other != group {
+                // They take turns, too.
+                ahead += self.waiting.count(of(event.priority, class)).await?.min(own_line + 1);
             }
         }
         let is_held = held.is_some();
         let rate = trunk.filter(|_| !is_held).and_then(|trunk| self.index.rate_on(&trunk));
         Ok(Outlook { ahead, expected_at: rate.and_then(|rate| after(ahead + 1, rate)), held })
+    }
+
+    /// The groups whose calls go to the same trunk now, its own included.
+    fn groups_beside(&self, group: &TrunkGroup, trunk: Option<&str>) -> Vec<TrunkGroup> {
+        let mut groups = self.trunks.now().groups();
+        groups.insert(group.clone());
+        let goes_there = |other: &TrunkGroup| trunk.is_some() && self.trunk_of(other).ok().as_deref() == trunk;
+        groups.into_iter().filter(|other| other == group || goes_there(other)).collect()
     }
 
     /// How many of its own priority and class, with the batches in turn.
@@ -81,6 +99,12 @@ impl Parts {
         let now = now();
         group.first_free(|name| self.trunks.held(name, now)).map(str::to_owned).map_err(|held| held.why)
     }
+}
+
+/// What goes before a priority and class.
+fn lines_before(priority: Priority, class: Class) -> impl Iterator<Item = (Priority, Class)> {
+    let lines = Priority::ALL.into_iter().flat_map(|priority| Class::ALL.map(|class| (priority, class)));
+    lines.take_while(move |line| *line != (priority, class))
 }
 
 /// When so many calls have been begun at that rate.

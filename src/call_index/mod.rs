@@ -123,7 +123,7 @@ impl CallIndex {
         self.read().rate_on(trunk, now())
     }
 
-    /// How many calls of a batch are in each state; `None` when there is no such batch.
+    /// How many calls of a batch are in each state; `None` for a batch without calls.
     pub fn counts_of_batch(&self, batch: &str) -> Option<BTreeMap<Status, usize>> {
         self.read().counts_of_batch(batch)
     }

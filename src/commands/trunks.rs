@@ -39,7 +39,7 @@ pub enum TrunksCommand {
 /// Runs it.
 ///
 /// # Errors
-/// NATS does not answer, or refuses; there is no such trunk.
+/// NATS does not answer or refuses the request, or no trunk has that name.
 pub async fn run(command: TrunksCommand, settings: &Settings) -> Result<()> {
     let trunks = settings.trunks()?.0.borrow().clone();
     let NatsSession { jetstream, .. } = nats_session::open(settings).await?;
@@ -52,7 +52,7 @@ pub async fn run(command: TrunksCommand, settings: &Settings) -> Result<()> {
         if trunks.get(name).is_some() || dialled.iter().any(|known| known == name) {
             return Ok(());
         }
-        bail!("there is no trunk `{name}`; pass one of {}", names(&trunks).join(", "))
+        bail!("unknown trunk `{name}`; pass one of {}", names(&trunks).join(", "))
     };
     match command {
         TrunksCommand::Close { name, why } => {

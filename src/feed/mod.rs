@@ -211,11 +211,11 @@ impl Feed {
         let soon = trunk.calls_per_second.map(|pace| (pace * BEGUN_SOON.as_secs_f64()).ceil() as u64);
         let in_doubt = self.trunks.breakers.room(&trunk.name, now()).map(u64::from);
         let free = occupancy.free();
+        // Until the index knows how many of them are in progress, none of a trunk in doubt is taken for that: what is too many comes back.
+        let active = self.index.check().is_ok().then(|| self.index.active_on(&trunk.name) as u64);
+        let soon = soon.filter(|_| active.is_some());
         let Some(most) = soon.into_iter().chain(in_doubt).min() else { return Ok(free) };
-        if self.index.check().is_err() {
-            return Ok(free);
-        }
-        let unclaimed = occupancy.messages().saturating_sub(self.index.active_on(&trunk.name) as u64);
+        let unclaimed = occupancy.messages().saturating_sub(active.unwrap_or(0));
         Ok(free.min(usize::try_from(most.saturating_sub(unclaimed)).unwrap_or(usize::MAX)))
     }
 

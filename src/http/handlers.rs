@@ -87,7 +87,7 @@ pub(super) async fn cancel_by_query(api: &Api, headers: &HeaderMap, raw_query: &
     Ok(dto::json(StatusCode::ACCEPTED, &api.cancel_all(&scope).await?))
 }
 
-/// `DELETE /trunks/{trunk}/jobs`: the same for every call of a trunk.
+/// `DELETE /trunks/{trunk}/jobs`: cancels every call of a trunk that has not ended; the answer counts them.
 pub(super) async fn cancel_trunk(api: &Api, headers: &HeaderMap, name: &str) -> Result<Response, Problem> {
     same_origin::check(headers)?;
     let scope = Scope::Trunk(query::trunk_in_path(name)?);

@@ -52,7 +52,7 @@ impl TrunkControl {
     /// Why no call may be begun on a trunk now; `None` where one may.
     pub fn held(&self, name: &str, now: Timestamp) -> Option<Held> {
         if self.live.borrow().get(name).is_none() {
-            return Some(Held { until: None, why: format!("there is no trunk `{name}` (any more)") });
+            return Some(Held { until: None, why: format!("trunk `{name}` is not configured (any more)") });
         }
         self.breakers.held(name, now)
     }

@@ -1,6 +1,8 @@
 //! The steps of an attempt that is ours: it is claimed, its Job is made or stopped, and one that failed may be redialled. How a Job
 //! is followed to its end is in [`super::follow`].
 
+use std::time::Duration;
+
 use super::{HAND_BACK, Next, Processing};
 use crate::call::{Change, Outcome};
 use crate::clock::now;
@@ -17,6 +19,9 @@ use crate::retry;
 use crate::runner::RunnerError;
 use crate::status_log::Recorded;
 
+/// How long a call stays in the window whose trunk is not configured here.
+const UNKNOWN_TRUNK_DELAY: Duration = Duration::from_secs(1);
+
 impl Processing<'_> {
     /// Claims the attempt, at its turn and unless dialling is paused or the trunk is held. While it waited for that, the call may have been
     /// cancelled or have expired: so it is decided on again.
@@ -27,6 +32,10 @@ impl Processing<'_> {
         let Dialler { trunks, cluster, defaults, .. } = self.dialler;
         let trunk = &self.asked.trunk;
         if let Some(held) = trunks.held(trunk, now()) {
+            if trunks.get(trunk).is_none() {
+                // Another replica may not know that yet, and would offer it again at once.
+                self.pause(UNKNOWN_TRUNK_DELAY).await;
+            }
             return self.give_back(&held.why).await;
         }
         if trunks.is_paced(trunk) && !std::mem::take(&mut self.has_turn) {

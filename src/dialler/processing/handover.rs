@@ -46,6 +46,10 @@ impl Processing<'_> {
     /// The call may not be begun now, or not on this trunk: it waits in the queue until it may, on whatever trunk then may dial it.
     pub(super) async fn give_back(&mut self, why: &str) -> Next {
         tracing::debug!(trunk = self.asked.trunk, why, "the call waits in the queue again");
+        // Its place among the first calls of a trunk in doubt is another one's.
+        if let Err(error) = self.tell_breaker().await {
+            return self.handle(error).await;
+        }
         let (attempt, message) = (self.asked.attempt, self.delivery.sequence);
         let (headers, body) = (self.labels(attempt).headers(), self.origin.body.clone());
         let waiting = &self.dialler.waiting;
