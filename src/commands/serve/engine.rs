@@ -36,6 +36,7 @@ use crate::queue::{
 };
 use crate::reconcile::{Judge, Reconciler};
 use crate::retry;
+use crate::runner::Runner;
 use crate::status_log::StatusLog;
 
 /// How old the state of the queue in `/health` and `/metrics` may be.
@@ -99,6 +100,51 @@ impl Session {
         retry::until_stopped(closing, "read what holds calls back", read).await.context(STOPPED)?;
         Ok((pause, TrunkControl::new(live.clone(), breakers, bucket.clone())))
     }
+
+    /// What processes the messages of the window.
+    fn dialler(
+        &self,
+        settings: &Settings,
+        (defaults, runner): (JobDefaults, Arc<dyn Runner>),
+        (pause, trunks): (Pause, TrunkControl),
+        on_settled: impl Fn() + Send + Sync + 'static,
+        closing: CancellationToken,
+    ) -> Dialler {
+        let Self { jetstream, streams: StreamSettings { names, .. }, log, in_flight, waiting, .. } = self;
+        let patience = Patience { start_seconds: defaults.start_seconds, faults: settings.queue.fault_patience };
+        let judge = Judge { patience, breakers: trunks.breakers.clone() };
+        let (tasks, store) = (TaskTracker::new(), JobStore::default());
+        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
+        let reconciler = Reconciler::new(
+            log.clone(),
+            runner.clone(),
+            store.clone(),
+            judge.clone(),
+            cluster.clone(),
+            closing.clone(),
+            tasks.clone(),
+        );
+        Dialler {
+            log: log.clone(),
+            runner,
+            store,
+            reconciler,
+            in_flight: in_flight.clone(),
+            timers: Timers::new(jetstream.clone(), names),
+            dead: DeadLetters::new(jetstream.clone(), names),
+            defaults,
+            cluster,
+            pause,
+            trunks,
+            window: Window::new(jetstream.clone(), names),
+            waiting: waiting.clone(),
+            on_settled: Box::new(on_settled),
+            judge,
+            closing,
+            tasks,
+            starts: Starts::default(),
+        }
+    }
 }
 
 impl Engine {
@@ -118,47 +164,17 @@ impl Engine {
         let session = Session::open(settings, client, &live, closing).await?;
         let (pause, trunks) = session.steering(settings, live, closing).await?;
         let (feed_signal, handing_back) = (Arc::new(FeedSignal::default()), CancellationToken::new());
-        let patience = Patience { start_seconds: defaults.start_seconds, faults: settings.queue.fault_patience };
-        let judge = Judge { patience, breakers: trunks.breakers.clone() };
-        let (tasks, store) = (TaskTracker::new(), JobStore::default());
-        let cluster = settings.runner.cluster_name.clone().unwrap_or_else(|| runner.info().cluster.clone());
-        let reconciler = Reconciler::new(
-            session.log.clone(),
-            runner.clone(),
-            store.clone(),
-            judge.clone(),
-            cluster.clone(),
-            handing_back.clone(),
-            tasks.clone(),
-        );
-        let Session { jetstream, streams: StreamSettings { names, .. }, .. } = &session;
         let signal = feed_signal.clone();
-        let dialler = Arc::new(Dialler {
-            log: session.log.clone(),
-            runner: runner.clone(),
-            store,
-            reconciler,
-            in_flight: session.in_flight.clone(),
-            timers: Timers::new(jetstream.clone(), names),
-            dead: DeadLetters::new(jetstream.clone(), names),
-            defaults,
-            cluster,
-            pause,
-            trunks,
-            window: Window::new(jetstream.clone(), names),
-            waiting: session.waiting.clone(),
-            on_settled: Box::new(move || signal.room()),
-            judge,
-            closing: handing_back.clone(),
-            tasks,
-            starts: Starts::default(),
-        });
-        let mut engine = Self { session, feed_signal, dialler, handing_back, background: JoinSet::new() };
+        let on_settled = move || signal.room();
+        let (runner_kind, stop) = (runner.info().kind, handing_back.clone());
+        let dialler = session.dialler(settings, (defaults, runner), (pause, trunks), on_settled, stop);
+        let background = JoinSet::new();
+        let mut engine = Self { session, feed_signal, dialler: Arc::new(dialler), handing_back, background };
         engine.watch_settings(settings, reload, api, closing);
         let index = engine.follow(api, &settings.queue, closing);
         engine.admit(index.clone(), closing);
         engine.dial(index, closing);
-        tracing::info!(runner = runner.info().kind, cluster = engine.dialler.cluster, "ready to dial");
+        tracing::info!(runner = runner_kind, cluster = engine.dialler.cluster, "ready to dial");
         Ok(engine)
     }
 

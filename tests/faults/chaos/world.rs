@@ -20,8 +20,9 @@ use crate::support::operator::{Operator, OperatorOptions, Runner};
 use crate::support::process::Scratch;
 use crate::support::{ControlPlane, Namespace, NatsServer, NodeOptions, Proxy, TestNode, node};
 
-/// `JOB_DEADLINE_MARGIN_SECONDS`: small, so that what vanishes with its end is over within the run.
-const DEADLINE_MARGIN_SECONDS: u32 = 5;
+/// `JOB_DEADLINE_MARGIN_SECONDS`: small, so that what vanishes with its end is over within the run, and long enough for a claim whose Job was
+/// never made to be told from an end that was lost.
+const DEADLINE_MARGIN_SECONDS: u32 = 15;
 
 /// How long a settled Job is kept: longer than anything that is under way may be late.
 const JOB_TTL_SECONDS: u32 = 60;
