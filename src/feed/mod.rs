@@ -9,6 +9,7 @@ mod regroup;
 mod turns;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ const REQUESTS_AT_ONCE: usize = 64;
 pub struct FeedSignal {
     wanted: Notify,
     queued: Mutex<BTreeSet<TrunkGroup>>,
+    has_room: AtomicBool,
 }
 
 impl FeedSignal {
@@ -57,6 +59,7 @@ impl FeedSignal {
 
     /// A call has left the window.
     pub fn room(&self) {
+        self.has_room.store(true, Ordering::Release);
         self.wanted.notify_one();
     }
 
@@ -75,6 +78,8 @@ pub struct Feed {
     signal: Arc<FeedSignal>,
     /// Groups of trunks that calls may wait for.
     present: BTreeSet<TrunkGroup>,
+    /// Trunks whose channels were all taken, until a call leaves the window or it is time to look: what is queued meanwhile need not ask.
+    full: HashSet<String>,
     /// Messages that the window has, too, until whoever gave them back is done.
     left: HashSet<u64>,
     /// The batch that had the last turn.
@@ -99,6 +104,7 @@ impl Feed {
             index,
             signal,
             present: BTreeSet::new(),
+            full: HashSet::new(),
             left: HashSet::new(),
             last: HashMap::new(),
         }
@@ -134,12 +140,16 @@ impl Feed {
     async fn feed(&mut self, looks: bool, live: &mut LiveTrunks) -> Result<(), NatsError> {
         if live.has_changed().unwrap_or(false) {
             live.mark_unchanged();
+            self.full.clear();
             if let Err(error) = self.regroup().await {
                 live.mark_changed();
                 return Err(error);
             }
         }
         self.present.extend(self.signal.take());
+        if looks || self.signal.has_room.swap(false, Ordering::Acquire) {
+            self.full.clear();
+        }
         if looks {
             self.look().await?;
         }
@@ -175,7 +185,7 @@ impl Feed {
     async fn fill_trunk(&mut self, trunk: &Trunk) -> Result<(), NatsError> {
         loop {
             let groups = self.groups_for(&trunk.name);
-            if groups.is_empty() {
+            if groups.is_empty() || self.full.contains(&trunk.name) {
                 return Ok(());
             }
             let room = self.room(trunk).await?.min(MOST_AT_ONCE);
@@ -206,8 +216,12 @@ impl Feed {
 
     /// How many calls can be begun on a trunk at once, or within a moment where their pace is limited: what lay in the window for longer than
     /// that could not be overtaken.
-    async fn room(&self, trunk: &Trunk) -> Result<usize, NatsError> {
+    async fn room(&mut self, trunk: &Trunk) -> Result<usize, NatsError> {
         let occupancy = self.window.occupancy(&trunk.name).await?;
+        if occupancy.free() == 0 {
+            self.full.insert(trunk.name.clone());
+            return Ok(0);
+        }
         let soon = trunk.calls_per_second.map(|pace| (pace * BEGUN_SOON.as_secs_f64()).ceil() as u64);
         let in_doubt = self.trunks.breakers.room(&trunk.name, now()).map(u64::from);
         let free = occupancy.free();

@@ -1,8 +1,9 @@
-//! The client's side of NATS: the connection, what can go wrong with it, the streams, reading stored
-//! messages, and publishing with an acknowledgement.
+//! The client's side of NATS: the connection, what can go wrong with it, the streams, reading and deleting
+//! stored messages, and publishing with an acknowledgement.
 //! Apart from [`crate::queue`] and [`crate::status_log`], which say what the messages mean.
 
 pub mod connect;
+pub mod delete;
 pub mod error;
 pub mod get;
 pub mod monitoring;

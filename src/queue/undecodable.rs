@@ -12,7 +12,6 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName};
 use data_encoding::BASE64;
 use jiff::Timestamp;
@@ -21,6 +20,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::Delivery;
+use crate::nats::delete::delete;
 use crate::nats::{Names, NatsError, timestamp};
 use crate::retry::{self, Retry};
 
@@ -118,13 +118,9 @@ where
     Done: Future<Output = Result<(), NatsError>>,
 {
     let Err(problem) = stored.headers_can_be_read() else { return Ok(()) };
-    let stream: Stream<()> = jetstream.get_stream_no_info(&names.calls_stream).await.map_err(NatsError::of)?;
     let sequence = stored.seq;
     put_aside(stored.into_delivery(), problem.to_owned()).await?;
-    if let Err(error) = stream.delete_message(sequence).await {
-        tracing::debug!(%error, sequence, "another replica may have removed it");
-    }
-    Ok(())
+    delete(jetstream, &names.calls_stream, sequence).await
 }
 
 /// A message as the stream's API shows it.

@@ -9,18 +9,17 @@ use std::collections::BTreeSet;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::stream::{DeleteMessageError, DeleteMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures::StreamExt;
 
 use crate::call::{Call, Priority, StatusEvent};
+use crate::nats::delete::delete;
 use crate::nats::get::{self, Head};
 use crate::nats::publish::publish;
 use crate::nats::{Names, NatsError, NatsErrorKind};
 use crate::policy::TrunkGroup;
 
-/// The server's codes for there being no such message.
-const NO_MESSAGE: [u64; 2] = [10037, 10057];
 /// Header of a message that was taken back from the window: its sequence there.
 const HEADER_TAKEN_BACK: &str = "Sip-Taken-Back";
 /// Stands for no batch; a batch begins with a letter or a digit.
@@ -169,10 +168,7 @@ impl Waiting {
     /// # Errors
     /// [`NatsError`].
     pub async fn remove(&self, sequence: u64) -> Result<(), NatsError> {
-        match self.stream.delete_message(sequence).await {
-            Err(error) if !is_gone(&error) => Err(NatsError::of(error)),
-            _ => Ok(()),
-        }
+        delete(&self.jetstream, &self.stream_name, sequence).await
     }
 
     /// Removes an attempt of a call that does not wait any more.
@@ -290,15 +286,6 @@ pub fn taken_back_from(head: &Head) -> Option<u64> {
 pub fn batch_of(subject: &str) -> Option<String> {
     let token = subject.rsplit('.').nth(1).filter(|token| *token != NO_BATCH)?;
     Some(token.replace("%2E", "."))
-}
-
-/// Whether another replica was faster.
-fn is_gone(error: &DeleteMessageError) -> bool {
-    let code = match error.kind() {
-        DeleteMessageErrorKind::JetStream(answer) => answer.error_code().0,
-        _ => return false,
-    };
-    NO_MESSAGE.contains(&code)
 }
 
 /// The Job that a message is for: the last token of its subject.

@@ -24,5 +24,6 @@ mod redial;
 mod schedule;
 mod secrets;
 mod status_events;
+mod traffic;
 mod trunks;
 mod unreadable_records;

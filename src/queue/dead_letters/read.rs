@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super as dead;
 use crate::call::{CallId, Refusal, Status, validate};
 use crate::clock;
+use crate::nats::delete::delete;
 use crate::nats::publish::publish;
 use crate::nats::{Names, NatsError};
 use crate::queue::inbox::HEADER_CALL_ID;
@@ -142,11 +143,7 @@ impl Letters {
     /// # Errors
     /// [`NatsError`].
     pub async fn remove(&self, number: u64) -> Result<(), NatsError> {
-        match self.stream.delete_message(number).await {
-            Ok(_) => Ok(()),
-            Err(_) if self.get(number).await?.is_none() => Ok(()),
-            Err(error) => Err(NatsError::of(error)),
-        }
+        delete(&self.jetstream, &self.names.dead_stream, number).await
     }
 
     /// Deletes all letters and returns how many there were.
