@@ -6,16 +6,21 @@
 //!
 //! Beside the rates stands what a call costs in processor time, which a busy machine changes less than it changes rates.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{AckKind, Context};
 use bytes::Bytes;
 use futures::StreamExt;
+use serde::Deserialize;
 use sipstuff_operator::nats::Names;
 use sipstuff_operator::policy::DEFAULT_TRUNK;
 use sipstuff_operator::queue::Window;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
 use warp::Filter;
 
 use super::load::{Connection, Samples, Worker, cpu_seconds, memory_kb, work};
@@ -28,8 +33,9 @@ const CONCURRENCIES: [usize; 3] = [1, 32, 256];
 /// How long one side works in a round.
 const TURN: Duration = Duration::from_secs(2);
 const WARM_UP: Duration = Duration::from_millis(500);
-/// Of the bare handler, while admission keeps up.
+/// Of the bare handler, while admission keeps up; and where all that is accepted is admitted afterwards.
 const EXPECTED: Expected = Expected::AtLeast(0.6);
+const EXPECTED_IN_BURST: Expected = Expected::AtLeast(0.8);
 
 /// Places one call after the other.
 pub(crate) struct Caller {
@@ -50,27 +56,42 @@ impl Worker for Caller {
     }
 }
 
-/// The bare handler, and what it listens on.
+/// The first argument of this program that makes it the bare handler; the second is the address of nats-server.
+pub(crate) const BARE_HANDLER: &str = "bare-handler";
+
+/// Serves the bare handler, and says on standard output where.
+pub(crate) async fn serve_bare_handler(nats_url: &str) {
+    let client = async_nats::connect(nats_url).await.expect("a connection");
+    let jetstream = async_nats::jetstream::new(client);
+    let publish = move |body: Bytes| {
+        let jetstream = jetstream.clone();
+        async move {
+            let ack = jetstream.publish("raw.calls", body).await.expect("a publish");
+            ack.await.expect("an acknowledgement");
+            warp::reply::with_status("{}", http::StatusCode::ACCEPTED)
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
+    println!("http://{}", listener.local_addr().expect("a bound listener has an address"));
+    let routes = warp::post().and(warp::path!("call")).and(warp::body::bytes()).then(publish);
+    warp::serve(routes).incoming(listener).run().await;
+}
+
+/// The bare handler in a process of its own, as the operator is, and what it listens on.
 struct Bare {
     base: String,
-    task: tokio::task::JoinHandle<()>,
+    _process: Child,
 }
 
 impl Bare {
-    async fn start(jetstream: &Context) -> Self {
-        let jetstream = jetstream.clone();
-        let publish = move |body: Bytes| {
-            let jetstream = jetstream.clone();
-            async move {
-                let ack = jetstream.publish("raw.calls", body).await.expect("a publish");
-                ack.await.expect("an acknowledgement");
-                warp::reply::with_status("{}", http::StatusCode::ACCEPTED)
-            }
-        };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port of loopback");
-        let base = format!("http://{}", listener.local_addr().expect("a bound listener has an address"));
-        let routes = warp::post().and(warp::path!("call")).and(warp::body::bytes()).then(publish);
-        Self { base, task: tokio::spawn(warp::serve(routes).incoming(listener).run()) }
+    async fn start(nats: &NatsServer) -> Self {
+        let program = std::env::current_exe().expect("this program");
+        let mut command = Command::new(program);
+        let command = command.args([BARE_HANDLER, &nats.url()]).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut process = command.spawn().expect("this program runs once more");
+        let mut output = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let base = output.next_line().await.expect("a line").expect("the handler listens");
+        Self { base, _process: process }
     }
 
     async fn caller(&self) -> Caller {
@@ -78,10 +99,18 @@ impl Bare {
     }
 }
 
-impl Drop for Bare {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// Whether admission keeps up, or has to do it all after the burst.
+async fn admit(jetstream: &Context, admits: bool) {
+    let until = if admits { "1970-01-02T00:00:00Z" } else { "2100-01-01T00:00:00Z" };
+    let request = serde_json::json!({ "pause_until": until });
+    let answer = jetstream.request("CONSUMER.PAUSE.SIP_CALLS.admission", &request).await.expect("an answer");
+    let Response::Ok(Paused { paused }) = answer else { panic!("{answer:?}") };
+    assert_eq!(paused, !admits);
+}
+
+#[derive(Debug, Deserialize)]
+struct Paused {
+    paused: bool,
 }
 
 /// Publishes one message after the other into the raw stream.
@@ -130,9 +159,9 @@ async fn compare(
     jetstream: &Context,
     concurrency: usize,
     rounds: usize,
-) -> [Row; 4] {
+) -> [Row; 5] {
     let server = nats.pid().expect("the server runs");
-    let bare = Bare::start(jetstream).await;
+    let bare = Bare::start(nats).await;
     let (mut callers, mut bare_callers) = (Vec::new(), Vec::new());
     for _ in 0..concurrency {
         callers.push(Caller::of(operator).await);
@@ -146,20 +175,28 @@ async fn compare(
     work(&mut publishers, WARM_UP).await;
     let stored = async || jetstream.get_stream("RAW").await.expect("a stream").cached_info().state.messages;
     let before = stored().await;
-    let (mut ours, mut of_bare, mut raw) = (Samples::default(), Samples::default(), Samples::default());
-    let (mut rates, mut raw_rates) = (Vec::new(), Vec::new());
+    let (mut ours, mut in_burst) = (Samples::default(), Samples::default());
+    let (mut of_bare, mut raw) = (Samples::default(), Samples::default());
+    let (mut rates, mut raw_rates, mut burst_rates) = (Vec::new(), Vec::new(), Vec::new());
     let (mut operator_cpu, mut server_cpu) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = (cpu_seconds(operator.pid()), cpu_seconds(server));
-        let calls = work(&mut callers, TURN).await;
+        let mut calls = work(&mut callers, TURN).await;
+        calls.total += requests::until_admitted(jetstream).await;
         let between = (cpu_seconds(operator.pid()), cpu_seconds(server));
         let publishes = work(&mut publishers, TURN).await;
         let after = cpu_seconds(server);
+        admit(jetstream, false).await;
+        let burst = work(&mut callers, TURN).await;
         let bare_calls = work(&mut bare_callers, TURN).await;
+        admit(jetstream, true).await;
+        requests::until_admitted(jetstream).await;
         let micros = |seconds: f64, samples: &Samples| seconds * 1e6 / samples.micros.len() as f64;
         operator_cpu.push(micros(between.0 - before.0, &calls));
         server_cpu.push((micros(between.1 - before.1, &calls), micros(after - between.1, &publishes)));
         rates.push((calls.rate(), bare_calls.rate()));
+        burst_rates.push((burst.rate(), bare_calls.rate()));
+        in_burst.add(burst);
         raw_rates.push((calls.rate(), publishes.rate()));
         ours.add(calls);
         of_bare.add(bare_calls);
@@ -176,6 +213,9 @@ async fn compare(
         Row::of_rounds(row(""), what("POST /call beside a bare warp handler"), "per s", &rates)
             .latencies(ours.latency(), Some(of_bare.latency()))
             .expect(EXPECTED),
+        Row::of_rounds(row(".burst"), what("the same where admission comes afterwards"), "per s", &burst_rates)
+            .latencies(in_burst.latency(), Some(of_bare.latency()))
+            .expect(EXPECTED_IN_BURST),
         Row::of_rounds(row(".raw"), what("POST /call beside a raw publish"), "per s", &raw_rates)
             .latencies(ours.latency(), Some(raw.latency())),
         Row::alone(row(".operator_cpu"), what("the operator's processor time for a call"), "µs", median(operator_cpu)),

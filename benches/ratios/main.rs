@@ -61,6 +61,10 @@ struct Wanted {
 fn main() -> ExitCode {
     // `cargo bench` adds `--bench`.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [api::BARE_HANDLER, nats_url] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        runtime().block_on(api::serve_bare_handler(nats_url));
+        return ExitCode::SUCCESS;
+    }
     match Wanted::parse(&arguments) {
         Ok(wanted) => runtime().block_on(measure(wanted)),
         Err(mistake) => {

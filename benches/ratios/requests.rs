@@ -1,5 +1,7 @@
 //! What is asked for, and the streams that it is asked on: the same for every part.
 
+use std::time::{Duration, Instant};
+
 use async_nats::jetstream::Context;
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -64,4 +66,13 @@ async fn publish_all(jetstream: &Context, count: usize, body: Vec<u8>) {
         }
     });
     stream::iter(publishes).buffer_unordered(PIPELINE).collect::<()>().await;
+}
+
+/// Waits until the inbox is empty, and returns how long that took.
+pub(crate) async fn until_admitted(jetstream: &Context) -> Duration {
+    let begin = Instant::now();
+    while jetstream.get_stream("SIP_CALLS").await.expect("the inbox").cached_info().state.messages > 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    begin.elapsed()
 }

@@ -6,6 +6,7 @@
 
 pub mod decide;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use decide::{Asked, Step, decide};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, CallId, Change, FieldError, Fingerprint, Refusal, Status, StatusEvent, validate};
@@ -36,6 +38,11 @@ use crate::status_log::{Recorded, StatusLog};
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Requests under way at once, of each source.
 const AT_ONCE: usize = 256;
+/// Requests that are begun at once, at most.
+const BUNCH: usize = 128;
+/// Requests that come within this time of each other are begun at once: what they need of the server then shares its reads and writes.
+/// One that comes alone does not wait.
+const GATHERED_FOR: Duration = Duration::from_millis(2);
 /// Requests that the server sends ahead.
 const AHEAD: usize = 512;
 /// How long a request waits that could not be admitted, before it is delivered again.
@@ -102,22 +109,37 @@ impl Admission {
         let consumer = jetstream.get_consumer_from_stream(&source.consumer, &source.stream).await;
         let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
         let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(PULL_HEARTBEAT).messages().await;
-        let mut messages = messages.map_err(NatsError::of)?;
+        let mut bunches = messages.map_err(NatsError::of)?.ready_chunks(BUNCH);
+        let mut gathered = pin!(tokio::time::sleep(Duration::ZERO));
         let mut admissions = FuturesUnordered::new();
         let ended = loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ok(()),
                 Some(()) = admissions.next() => {}
-                message = messages.next(), if admissions.len() < AT_ONCE => match message {
-                    Some(Ok(message)) => admissions.push(self.admit(message)),
-                    Some(Err(error)) => break Err(NatsError::of(error)),
-                    None => break Err(NatsError::unavailable("the stream of requests ended")),
-                },
+                () = &mut gathered, if !gathered.is_elapsed() => {}
+                bunch = bunches.next(), if gathered.is_elapsed() && admissions.len() <= AT_ONCE - BUNCH => {
+                    let Some(bunch) = bunch else {
+                        break Err(NatsError::unavailable("the stream of requests ended"));
+                    };
+                    let mut failed = None;
+                    for message in bunch {
+                        match message {
+                            Ok(message) => admissions.push(self.admit(message)),
+                            Err(error) => failed = Some(error),
+                        }
+                    }
+                    if let Some(error) = failed {
+                        break Err(NatsError::of(error));
+                    }
+                    gathered.as_mut().reset(Instant::now() + GATHERED_FOR);
+                }
             }
         };
-        while let Some(Some(Ok(message))) = messages.next().now_or_never() {
-            hand_back(&message).await;
+        while let Some(Some(bunch)) = bunches.next().now_or_never() {
+            for message in bunch.into_iter().flatten() {
+                hand_back(&message).await;
+            }
         }
         admissions.collect::<()>().await;
         ended
