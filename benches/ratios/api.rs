@@ -2,7 +2,8 @@
 //! 202. And beside a raw JetStream publish of the same body without HTTP, into a stream of the same kind on the same server.
 //!
 //! Only accepting is measured: the one slot for calls in progress (`MAX_ACTIVE_CALLS=1`) is held by this program, so the
-//! operator dials nothing. It does all else: it admits each call meanwhile, which is two more messages, a line in its log and its index.
+//! operator dials nothing. It does all else: it admits each call meanwhile, which is two more messages, a line in its log and its index. The
+//! time in which it catches up counts. Once more it is measured with admission held back, which is the door alone.
 //!
 //! Beside the rates stands what a call costs in processor time, which a busy machine changes less than it changes rates.
 
@@ -45,7 +46,20 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) async fn of(operator: &Operator) -> Self {
-        Self { connection: Connection::open(operator.base()).await, request: post() }
+        Self::at(operator.base()).await
+    }
+
+    async fn at(base: &str) -> Self {
+        Self { connection: Connection::open(base).await, request: post() }
+    }
+
+    /// Several, on connections of their own; a server closes those that nobody has used for a while.
+    async fn several(base: &str, count: usize) -> Vec<Self> {
+        let mut callers = Vec::new();
+        for _ in 0..count {
+            callers.push(Self::at(base).await);
+        }
+        callers
     }
 }
 
@@ -92,10 +106,6 @@ impl Bare {
         let mut output = BufReader::new(process.stdout.take().expect("it is piped")).lines();
         let base = output.next_line().await.expect("a line").expect("the handler listens");
         Self { base, _process: process }
-    }
-
-    async fn caller(&self) -> Caller {
-        Caller { connection: Connection::open(&self.base).await, request: post() }
     }
 }
 
@@ -162,16 +172,13 @@ async fn compare(
 ) -> [Row; 5] {
     let server = nats.pid().expect("the server runs");
     let bare = Bare::start(nats).await;
-    let (mut callers, mut bare_callers) = (Vec::new(), Vec::new());
-    for _ in 0..concurrency {
-        callers.push(Caller::of(operator).await);
-        bare_callers.push(bare.caller().await);
-    }
+    let callers = async || Caller::several(operator.base(), concurrency).await;
+    let bare_callers = async || Caller::several(&bare.base, concurrency).await;
     let body = Bytes::from(requests::body());
     let mut publishers: Vec<_> =
         (0..concurrency).map(|_| Publisher { jetstream: jetstream.clone(), body: body.clone() }).collect();
-    work(&mut callers, WARM_UP).await;
-    work(&mut bare_callers, WARM_UP).await;
+    work(&mut callers().await, WARM_UP).await;
+    work(&mut bare_callers().await, WARM_UP).await;
     work(&mut publishers, WARM_UP).await;
     let stored = async || jetstream.get_stream("RAW").await.expect("a stream").cached_info().state.messages;
     let before = stored().await;
@@ -181,14 +188,14 @@ async fn compare(
     let (mut operator_cpu, mut server_cpu) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let before = (cpu_seconds(operator.pid()), cpu_seconds(server));
-        let mut calls = work(&mut callers, TURN).await;
+        let mut calls = work(&mut callers().await, TURN).await;
         calls.total += requests::until_admitted(jetstream).await;
         let between = (cpu_seconds(operator.pid()), cpu_seconds(server));
         let publishes = work(&mut publishers, TURN).await;
         let after = cpu_seconds(server);
         admit(jetstream, false).await;
-        let burst = work(&mut callers, TURN).await;
-        let bare_calls = work(&mut bare_callers, TURN).await;
+        let burst = work(&mut callers().await, TURN).await;
+        let bare_calls = work(&mut bare_callers().await, TURN).await;
         admit(jetstream, true).await;
         requests::until_admitted(jetstream).await;
         let micros = |seconds: f64, samples: &Samples| seconds * 1e6 / samples.micros.len() as f64;

@@ -18,7 +18,7 @@ pub enum Status {
     Running,
     /// A cancel was asked for while the Job lived; the Job is being stopped.
     Cancelling,
-    /// The call was answered and played. Final.
+    /// The call was answered. Final.
     Succeeded,
     /// The attempt failed. Final when no redial is to come.
     Failed,
