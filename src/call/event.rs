@@ -79,7 +79,8 @@ pub struct StatusEvent {
     /// `cancelled` or `expired` when that ended the wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_at: Option<Timestamp>,
-    /// About how many calls waited to be dialled when this one joined them, of any priority; only in `queued`.
+    /// About how many calls waited to be dialled when this one joined them, of any priority; of some hundreds that arrive at once, each counts
+    /// few of the others. Only in `queued`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<u64>,
     /// The caller's exit code, 0 to 255, where the attempt ended by itself.

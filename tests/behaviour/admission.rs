@@ -26,6 +26,8 @@ async fn busy(setup: &Setup) -> Operator {
 async fn a_request_behind_a_backlog_is_known_or_refused_at_once() {
     let setup = Setup::local(60.0).await;
     let operator = busy(&setup).await;
+    let waiting = async || get_json(operator.base(), "/batches/backlog").await.json["waiting"].clone();
+    eventually("the backlog is known", PATIENCE, async || waiting().await == BACKLOG).await;
     setup.publish(&[], request_of("good").to_string()).await;
     setup.publish(&[], r#"{"id": "bad", "dest": 1}"#).await;
     setup.publish(&[], with(request_of("later"), json!({"not_before": in_seconds(3600)})).to_string()).await;
