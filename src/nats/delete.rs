@@ -9,9 +9,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::NatsError;
+use super::get::{Which, ask_leader};
 
-/// The server's codes for there being no such message.
-const NO_MESSAGE: [u64; 2] = [10037, 10057];
+/// The server's code for a message that was deleted before.
+const DELETED_BEFORE: u64 = 10043;
 
 #[derive(Deserialize)]
 struct Deleted {}
@@ -25,7 +26,11 @@ pub async fn delete(jetstream: &Context, stream: &str, sequence: u64) -> Result<
     let answer = jetstream.request(format!("STREAM.MSG.DELETE.{stream}"), &request).await.map_err(NatsError::of)?;
     match answer {
         Response::Ok(Deleted {}) => Ok(()),
-        Response::Err { error } if NO_MESSAGE.contains(&error.error_code().0) => Ok(()),
-        Response::Err { error } => Err(NatsError::of(error)),
+        Response::Err { error } if error.error_code().0 == DELETED_BEFORE => Ok(()),
+        // Of a message that is out of the stream's range it has one code with any failure.
+        Response::Err { error } => match ask_leader(jetstream, stream, Which::At { seq: sequence }).await? {
+            None => Ok(()),
+            Some(_) => Err(NatsError::of(error)),
+        },
     }
 }
