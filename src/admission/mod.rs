@@ -13,8 +13,8 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Context, Message};
 use decide::{Asked, Step, decide};
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::stream::{FuturesUnordered, TryReadyChunksError};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +109,7 @@ impl Admission {
         let consumer = jetstream.get_consumer_from_stream(&source.consumer, &source.stream).await;
         let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
         let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(PULL_HEARTBEAT).messages().await;
-        let mut bunches = messages.map_err(NatsError::of)?.ready_chunks(BUNCH);
+        let mut bunches = messages.map_err(NatsError::of)?.try_ready_chunks(BUNCH);
         let mut gathered = pin!(tokio::time::sleep(Duration::ZERO));
         let mut admissions = FuturesUnordered::new();
         let ended = loop {
@@ -118,26 +118,21 @@ impl Admission {
                 () = stop.cancelled() => break Ok(()),
                 Some(()) = admissions.next() => {}
                 () = &mut gathered, if !gathered.is_elapsed() => {}
-                bunch = bunches.next(), if gathered.is_elapsed() && admissions.len() <= AT_ONCE - BUNCH => {
-                    let Some(bunch) = bunch else {
-                        break Err(NatsError::unavailable("the stream of requests ended"));
-                    };
-                    let mut failed = None;
-                    for message in bunch {
-                        match message {
-                            Ok(message) => admissions.push(self.admit(message)),
-                            Err(error) => failed = Some(error),
-                        }
+                bunch = bunches.next(), if gathered.is_elapsed() && admissions.len() <= AT_ONCE - BUNCH => match bunch {
+                    Some(Ok(messages)) => {
+                        admissions.extend(messages.into_iter().map(|message| self.admit(message)));
+                        gathered.as_mut().reset(Instant::now() + GATHERED_FOR);
                     }
-                    if let Some(error) = failed {
+                    Some(Err(TryReadyChunksError(messages, error))) => {
+                        admissions.extend(messages.into_iter().map(|message| self.admit(message)));
                         break Err(NatsError::of(error));
                     }
-                    gathered.as_mut().reset(Instant::now() + GATHERED_FOR);
-                }
+                    None => break Err(NatsError::unavailable("the stream of requests ended")),
+                },
             }
         };
-        while let Some(Some(bunch)) = bunches.next().now_or_never() {
-            for message in bunch.into_iter().flatten() {
+        while let Some(Some(Ok(messages))) = bunches.next().now_or_never() {
+            for message in messages {
                 hand_back(&message).await;
             }
         }
