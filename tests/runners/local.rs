@@ -396,13 +396,15 @@ async fn stopped_and_removed(dir: &Path, running: Running, order: &JobOrder) {
 }
 
 #[tokio::test]
-async fn a_caller_that_ignores_sigterm_is_killed() {
+async fn a_caller_that_ignores_sigint_is_killed() {
     let dir = Scratch::new("local-runner");
     let runner = open(dir.path()).await;
     let mut watcher = Watcher::of(&runner);
-    let order = sh("deaf", "trap '' INT; while :; do sleep 0.1; done");
+    let order = sh("deaf", "trap '' INT; echo deaf; while :; do sleep 0.1; done");
     runner.start(&order).await.unwrap();
     watcher.until(order.name(), runs).await;
+    let log = folder(dir.path(), &order).join("log");
+    eventually("it ignores the signal", SOON, async || fs::read_to_string(&log).is_ok_and(|log| log == "deaf\n")).await;
     let since = Instant::now();
     runner.stop(order.name()).await.unwrap();
     watcher.removed(order.name()).await;
