@@ -13,7 +13,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{Info, Stream};
+use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -22,10 +22,7 @@ use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{CallName, StatusEvent};
 use crate::nats::get::{self, Stored, Which};
 use crate::nats::publish::send;
-use crate::nats::{Names, NatsError, NatsErrorKind, connect, timestamp};
-
-/// For how long the leader of a stream counts as one without a word from the other servers: they answer its heartbeats, one a second.
-const HEARD_WITHIN: Duration = Duration::from_secs(3);
+use crate::nats::{Names, NatsError, NatsErrorKind, connect, leader, timestamp};
 
 /// How long a record is kept at most: ten years. The server counts nanoseconds in 64 bits.
 const LONGEST_RETENTION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -150,16 +147,12 @@ impl StatusLog {
         get::ask_leader(&self.jetstream, &self.stream_name, which).await
     }
 
-    /// How far the log has come, by the word of a leader that most of the stream's servers follow. One that was stalled takes itself
-    /// for the leader until it hears from them, and does not know what was recorded meanwhile.
+    /// How far the log has come, by the word of a leader that most of the stream's servers follow.
     ///
     /// # Errors
     /// [`NatsError`].
     pub async fn head(&self) -> Result<Head, NatsError> {
-        let info = self.info().await?;
-        if !is_followed(&info) {
-            return Err(NatsError::unavailable("no server leads the status log, or it has not heard from the others"));
-        }
+        let info = leader::info(&self.stream).await?;
         let made_at = timestamp(info.created.unix_timestamp_nanos());
         Ok(Head { made_at, sequence: info.state.last_sequence })
     }
@@ -173,10 +166,6 @@ impl StatusLog {
         let patient = connect::patient_jetstream(self.jetstream.client());
         let consumer = patient.create_consumer_on_stream(config, self.stream_name.as_str()).await;
         consumer.map_err(NatsError::of)?.messages().await.map_err(NatsError::of)
-    }
-
-    async fn info(&self) -> Result<Info, NatsError> {
-        self.stream.get_info().await.map_err(NatsError::of)
     }
 
     /// Forgets a call, so that its id may be used again.
@@ -216,14 +205,6 @@ fn time_to_live(retention: Duration, event: &StatusEvent) -> Duration {
 fn decode(payload: &[u8], place: impl Display) -> Result<StatusEvent, NatsError> {
     let corrupt = |error| NatsError::new(NatsErrorKind::Corrupt, error).during(format!("read record {place}"));
     serde_json::from_slice(payload).map_err(corrupt)
-}
-
-/// Whether the server that answered leads the stream, and has heard from enough of the others to lead it still. A server that knows of
-/// no leader answers as well, with what it has itself.
-fn is_followed(info: &Info) -> bool {
-    let Some(cluster) = info.cluster.as_ref().filter(|cluster| !cluster.replicas.is_empty()) else { return true };
-    let heard = cluster.replicas.iter().filter(|other| other.active <= HEARD_WITHIN).count();
-    cluster.leader_since.is_some() && (heard + 1) * 2 > cluster.replicas.len() + 1
 }
 
 /// CloudEvents 1.0 attributes in binary mode (NATS protocol binding), and the trace of the request.

@@ -55,8 +55,8 @@ impl NatsError {
     }
 
     /// No answer, in words, where there is no error to name as the cause.
-    pub fn unavailable(words: &'static str) -> Self {
-        Self { kind: NatsErrorKind::Unavailable, action: Some(words.to_owned()), source: None }
+    pub fn unavailable(words: impl Into<String>) -> Self {
+        Self { kind: NatsErrorKind::Unavailable, action: Some(words.into()), source: None }
     }
 
     /// The same error, saying what was to be done: "create the stream SIP_CALLS".

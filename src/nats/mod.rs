@@ -6,6 +6,7 @@ pub mod connect;
 pub mod delete;
 pub mod error;
 pub mod get;
+pub mod leader;
 pub mod monitoring;
 pub mod publish;
 pub mod streams;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Context, Message};
 use async_nats::{HeaderMap, Subject};
@@ -17,7 +16,7 @@ use super::in_flight::MessageId;
 use crate::call::traceparent::HEADER_TRACEPARENT;
 use crate::call::{Call, CallId, Priority, TraceParent};
 use crate::nats::publish::send;
-use crate::nats::{Names, NatsError, timestamp};
+use crate::nats::{Names, NatsError, leader, timestamp};
 
 /// Header: the call's id, where the body does not name one. Survives the server's scheduler, which drops `Nats-Msg-Id`.
 pub const HEADER_CALL_ID: &str = "Sip-Call-Id";
@@ -77,7 +76,6 @@ pub struct Inbox {
     jetstream: Context,
     subject: Subject,
     stream: String,
-    consumer: String,
     /// Turns to ask the server whether everything is admitted.
     waits: Arc<Semaphore>,
 }
@@ -85,9 +83,9 @@ pub struct Inbox {
 impl Inbox {
     /// Publishes to the subject of call requests.
     pub fn new(jetstream: Context, names: &Names) -> Self {
-        let Names { calls, calls_stream, admission_consumer, .. } = names.clone();
+        let Names { calls, calls_stream, .. } = names.clone();
         let waits = Arc::new(Semaphore::new(WAITS_AT_ONCE));
-        Self { jetstream, subject: calls.into(), stream: calls_stream, consumer: admission_consumer, waits }
+        Self { jetstream, subject: calls.into(), stream: calls_stream, waits }
     }
 
     /// Publishes a request and returns once the server has stored it.
@@ -131,21 +129,18 @@ impl Inbox {
     pub async fn is_admitted(&self, within: Duration) -> Result<bool, NatsError> {
         let deadline = Instant::now() + within;
         let Ok(Ok(_turn)) = tokio::time::timeout_at(deadline, self.waits.acquire()).await else { return Ok(false) };
-        let stream = self.jetstream.get_stream(&self.stream).await.map_err(NatsError::of)?;
-        let last = stream.cached_info().state.last_sequence;
-        loop {
-            let consumer = self.jetstream.get_consumer_from_stream(&self.consumer, &self.stream).await;
-            let consumer: PullConsumer = consumer.map_err(NatsError::of)?;
-            let info = consumer.cached_info();
-            let is_idle = info.num_pending == 0 && info.num_ack_pending == 0;
-            if info.ack_floor.stream_sequence >= last || is_idle {
-                return Ok(true);
-            }
+        let stream = self.jetstream.get_stream_no_info(&self.stream).await.map_err(NatsError::of)?;
+        let mut inbox = leader::info(&stream).await?.state;
+        let last = inbox.last_sequence;
+        // What is admitted leaves the stream.
+        while inbox.messages > 0 && inbox.first_sequence <= last {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
             tokio::time::sleep(LOOK_EVERY).await;
+            inbox = leader::info(&stream).await?.state;
         }
+        Ok(true)
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use sipstuff_operator::call::{Call, CallId, Change, Status, StatusEvent, validate};
 use sipstuff_operator::nats::{Names, StreamSettings, streams};
 use sipstuff_operator::policy::DEFAULT_TRUNK;
+use sipstuff_operator::queue::Inbox;
 use sipstuff_operator::status_log::StatusLog;
 
 use crate::support::process::Scratch;
@@ -31,6 +32,15 @@ fn first_event(number: usize) -> StatusEvent {
     StatusEvent::first(&call, "calls", now, Change::Queued, now).unwrap()
 }
 
+async fn made(cluster: &NatsCluster) {
+    let settings = StreamSettings { names: Names::default(), replicas: 3, queue_max_messages: -1, queue_max_bytes: -1 };
+    let js = cluster.servers[0].jetstream().await;
+    eventually_some("the streams are made", PATIENCE, async || {
+        streams::ensure(&js, &settings, DEFAULT_TRUNK, 1).await.ok()
+    })
+    .await;
+}
+
 async fn log_at(cluster: &NatsCluster, server: usize) -> StatusLog {
     let js = cluster.servers[server].jetstream().await;
     StatusLog::open(js, &Names::default(), Duration::from_secs(86_400)).await.unwrap()
@@ -41,12 +51,7 @@ async fn log_at(cluster: &NatsCluster, server: usize) -> StatusLog {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_found_though_the_replica_that_is_asked_does_not_have_it_yet() {
     let cluster = NatsCluster::start().await;
-    let settings = StreamSettings { names: Names::default(), replicas: 3, queue_max_messages: -1, queue_max_bytes: -1 };
-    let js = cluster.servers[0].jetstream().await;
-    eventually_some("the streams are made", PATIENCE, async || {
-        streams::ensure(&js, &settings, DEFAULT_TRUNK, 1).await.ok()
-    })
-    .await;
+    made(&cluster).await;
     let leader = cluster.leader_of("SIP_STATUS", 0).await;
     let lagging = (leader + 1) % 3;
     let (written, read) = (log_at(&cluster, leader).await, log_at(&cluster, lagging).await);
@@ -85,6 +90,38 @@ async fn misses_while_it_catches_up(
         cluster.go_on(lagging);
     });
     misses.into_iter().sum()
+}
+
+/// What is in the inbox is told by its stream's leader; one that was stalled takes itself for that, and has heard of nothing meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_counts_as_admitted_by_the_word_of_a_leader_that_was_stalled_and_deposed() {
+    let cluster = NatsCluster::start().await;
+    made(&cluster).await;
+    let stalled = cluster.leader_of("SIP_CALLS", 0).await;
+    let asking = join_all(
+        (0..ASKED).map(|_| async { Inbox::new(cluster.servers[stalled].jetstream().await, &Names::default()) }),
+    )
+    .await;
+    let publishing = cluster.servers[(stalled + 1) % 3].jetstream().await;
+    cluster.stall(stalled);
+    // Accepted only once another server leads.
+    eventually("a request is in the inbox", PATIENCE, async || {
+        let stored = publishing.publish("sip.calls", request("+49301", "hello").to_string().into()).await;
+        match stored {
+            Ok(stored) => stored.await.is_ok(),
+            Err(_) => false,
+        }
+    })
+    .await;
+    let asked = join_all(asking.iter().map(|inbox| inbox.is_admitted(Duration::from_secs(2))));
+    let (answers, ()) = tokio::join!(asked, async {
+        // The questions are on their way before it goes on.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cluster.go_on(stalled);
+    });
+    for answer in answers {
+        assert!(!answer.is_ok_and(|admitted| admitted), "nobody admits anything here");
+    }
 }
 
 /// Two operators: one that is connected to the server that will be disturbed, one that records a batch meanwhile.
