@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{NatsError, NatsErrorKind};
 
 /// The server's code for there being no such message.
-const NO_MESSAGE: u64 = 10037;
+pub(crate) const NO_MESSAGE: u64 = 10037;
 
 /// About as many bytes of messages are in one answer, and one message at least.
 const BATCH_BYTES: usize = 4 << 20;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Delivery;
 use crate::nats::delete::delete;
+use crate::nats::get::NO_MESSAGE;
 use crate::nats::{Names, NatsError, timestamp};
 use crate::retry::{self, Retry};
 
@@ -28,8 +29,6 @@ use crate::retry::{self, Retry};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Messages that are read at most each time.
 const READS_PER_LOOK: usize = 100;
-/// The server's code for there being no such message.
-const NO_MESSAGE: u64 = 10037;
 
 /// Header of a dead letter: the header block that could not be read, as far as it is text.
 const HEADER_BLOCK: &str = "Sip-Original-Headers";

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::http::{Reply, http_client, send};
 use crate::support::status::messages_in;
-use crate::support::{Operator, PATIENCE, Setup, eventually, request_of, with};
+use crate::support::{NatsOptions, NatsServer, Operator, PATIENCE, Setup, eventually, request_of, with};
 
 /// A body that cannot be a call.
 struct Bad {
@@ -255,6 +255,23 @@ async fn a_header_block_that_cannot_be_read_does_not_stop_the_queue() {
         let state = setup.end_of(&format!("raw-{n}")).await;
         assert!(state.status == Status::Rejected || n > 2 && state.status == Status::Succeeded, "{n}: {state:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_read_is_deleted_once_that_works() {
+    const USER: &str = "no_auth_user: anyone\nauthorization { users: [{ user: anyone, password: any, PERMISSIONS }] }";
+    let permissions = |words: &str| NatsOptions { config: USER.replace("PERMISSIONS", words), ..Default::default() };
+    let denied = r#"permissions: { publish: { deny: ["$JS.API.STREAM.MSG.DELETE.SIP_CALLS"] } }"#;
+    let nats = NatsServer::start_with(permissions(denied)).await;
+    let setup = Setup::local_with(nats, 0.1).await;
+    let _operator = setup.operator().await;
+    let block = b"NATS/1.0\r\nno colon\r\n\r\n";
+    setup.nats.publish_raw("sip.calls", block, request_of("raw").to_string().as_bytes()).await;
+    eventually("it is a dead letter", PATIENCE, async || messages_in(&setup.js, "SIP_DEAD").await > 0).await;
+    eventually("its delete is refused", PATIENCE, async || setup.nats.log().contains("Publish Violation")).await;
+
+    setup.nats.reload(&permissions(""));
+    eventually("it is deleted", PATIENCE, async || messages_in(&setup.js, "SIP_CALLS").await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,6 +124,12 @@ impl NatsServer {
         }
     }
 
+    /// Sets it up anew while it runs; what cannot be changed then is as before.
+    pub fn reload(&self, options: &NatsOptions) {
+        write_config(&self.folder, self.port, options);
+        self.signal(Signal::SIGHUP);
+    }
+
     /// Publishes a header block as it is, which no client library would do.
     ///
     /// # Panics
