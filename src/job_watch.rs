@@ -230,13 +230,13 @@ mod tests {
             id,
             attempt: 1,
             fingerprint: Fingerprint::of(b"x"),
-            state: Observed::Waiting { reason: None },
+            state: Observed::waiting(),
             settled,
         }
     }
 
     fn waiting() -> Report {
-        Report::State(Observed::Waiting { reason: None })
+        Report::State(Observed::waiting())
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use crate::call::{CallName, StatusEvent};
 use crate::clock::now;
 use crate::job::advance::{Moments, Patience};
 use crate::job::compare::{Comparison, LATE_REQUEST, compare, compare_absent};
+use crate::job::gate::misses_its_pod;
 use crate::job::{Observed, ObservedJob};
 use crate::job_watch::JobStore;
 use crate::nats::{NatsError, NatsErrorKind};
@@ -132,7 +133,7 @@ impl Reconciler {
             tracing::warn!("the status log knows nothing of this Job; it is left alone");
             return;
         };
-        let observed = match confirmed(job.state.clone(), &job.name, &*self.runner).await {
+        let observed = match confirmed(job.state.clone(), &job.name, &last.event, &*self.runner).await {
             Ok(state) => ObservedJob { state, ..job.clone() },
             Err(error) => {
                 tracing::warn!(%error, "it cannot be read how a Job has ended; it is tried again");
@@ -223,12 +224,18 @@ fn has_just_ended(job: &ObservedJob) -> bool {
     job.ending().is_some_and(|ending| now().duration_since(ending.completed_at) < JUST)
 }
 
-/// What was reported of a Job, asked anew where it has ended and it is not known how.
+/// What was reported of a Job, asked anew where it has ended and it is not known how, and where the chosen pod is missing.
 ///
 /// # Errors
 /// [`RunnerError`] when the place does not answer.
-pub async fn confirmed(observed: Observed, job: &str, runner: &dyn Runner) -> Result<Observed, RunnerError> {
+pub async fn confirmed(
+    observed: Observed,
+    job: &str,
+    last: &StatusEvent,
+    runner: &dyn Runner,
+) -> Result<Observed, RunnerError> {
     match &observed {
+        _ if misses_its_pod(last, &observed) => Ok(runner.find(job).await?.map_or(Observed::Gone, |job| job.state)),
         Observed::Ended(ending) if ending.exit_code.is_none() => {
             let found = runner.find(job).await?.filter(ObservedJob::has_ended);
             Ok(found.map_or(observed, |job| job.state))

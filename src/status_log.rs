@@ -236,6 +236,7 @@ fn log_change(event: &StatusEvent) {
         call_id = %event.id,
         job = event.job.as_deref().unwrap_or_else(|| event.name.as_str()),
         attempt = event.attempt,
+        pod = event.pod.as_ref().map(|pod| pod.name.as_str()),
         outcome = event.outcome.map(|outcome| outcome.as_str()),
         sip_code = event.sip_code,
         reason = event.reason.as_deref(),

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::json;
-use sipstuff_operator::call::{CallId, Status};
-use sipstuff_operator::job::{JobOrder, Observed};
+use sipstuff_operator::call::{CallId, PodRef, Status};
+use sipstuff_operator::job::{JobOrder, Observed, ObservedJob};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Observation, Runner, RunnerError, StartError};
 
-use crate::runners::kubernetes::{SOON, answers, ends, order_with_password, run_pods, settings};
+use crate::runners::kubernetes::{SOON, answers, ends, gated, order_with_password, run_pods, settings};
 use crate::support::{
     ControlPlane, Namespace, Operator, Setup, accepted, delete, eventually, operator, request_of, with,
 };
@@ -53,7 +53,7 @@ async fn deploy(namespace: &Namespace, less: Option<(&str, &str)>) -> PathBuf {
 async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), RunnerError> {
     let settings = KubernetesSettings { kubeconfig: Some(kubeconfig.to_owned()), ..settings(namespace) };
     let runner = KubernetesRunner::connect(settings).await?;
-    let order = order_with_password(namespace, sipstuff_operator::clock::fresh_id().as_str());
+    let order = gated(order_with_password(namespace, sipstuff_operator::clock::fresh_id().as_str()));
     runner.check().await?;
     let mut stream = runner.observe();
     stream.next().await;
@@ -62,6 +62,9 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
     let change = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
     change.map_err(|_| unwatched("jobs"))?;
     let _node = run_pods(namespace, answers);
+    let mut at_gate = stream.by_ref().filter_map(|seen| ready(waits_at_its_gate(&seen)));
+    let pod = tokio::time::timeout(Duration::from_secs(10), at_gate.next()).await.map_err(|_| unwatched("pods"))?;
+    runner.lift_gate(&pod.expect("the watch never ends")).await?;
     let mut of_pods = stream.filter(|seen| ready(shows_a_pod(seen)));
     tokio::time::timeout(Duration::from_secs(10), of_pods.next()).await.map_err(|_| unwatched("pods"))?;
     ends(&runner, order.name()).await?;
@@ -72,6 +75,14 @@ async fn whole_life(namespace: &Namespace, kubeconfig: &Path) -> Result<(), Runn
 /// What a watch that is refused would say: it is tried again inside, so here it only stays silent.
 fn unwatched(resource: &str) -> RunnerError {
     RunnerError { message: format!("cannot watch resource \"{resource}\""), retry_after: None }
+}
+
+/// The pod that a report shows at its gate.
+fn waits_at_its_gate(seen: &Observation) -> Option<PodRef> {
+    match seen {
+        Observation::Changed(ObservedJob { state: Observed::Waiting { gate, .. }, .. }) => gate.waits.clone(),
+        _ => None,
+    }
 }
 
 /// Whether a report says what only a pod can: that its container runs, or its exit code.
@@ -141,8 +152,14 @@ async fn the_operator_lives_through_calls_a_crash_and_a_cancel_with_its_own_toke
 async fn the_role_of_the_deployment_grants_nothing_that_is_not_used() {
     let plane = ControlPlane::shared().await;
     let jobs = ["create", "get", "list", "watch", "patch", "delete"].map(|verb| (verb, "jobs"));
-    let others =
-        [("list", "pods"), ("watch", "pods"), ("create", "secrets"), ("delete", "secrets"), ("get", "namespaces")];
+    let others = [
+        ("list", "pods"),
+        ("watch", "pods"),
+        ("patch", "pods"),
+        ("create", "secrets"),
+        ("delete", "secrets"),
+        ("get", "namespaces"),
+    ];
     let each = jobs.into_iter().chain(others).map(async |(verb, resource)| {
         let namespace = plane.namespace().await;
         let kubeconfig = deploy(&namespace, Some((verb, resource))).await;

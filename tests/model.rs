@@ -37,7 +37,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use sipstuff_operator::admission::Admission;
 use sipstuff_operator::api::{self, Api};
-use sipstuff_operator::call::{Call, CallId, Fingerprint, Status, StatusEvent, validate};
+use sipstuff_operator::call::{Call, CallId, Fingerprint, PodRef, Status, StatusEvent, validate};
 use sipstuff_operator::call_index::CallIndex;
 use sipstuff_operator::dialler::{Dialler, Starts};
 use sipstuff_operator::feed::offer;
@@ -223,6 +223,7 @@ impl FakeJob {
         self.seen.state = Observed::Ended(Ending {
             succeeded: exit_code == 0,
             ran: Ran::Yes,
+            has_gate: false,
             exit_code: Some(exit_code),
             message: Some(message.to_owned()),
             reason: None,
@@ -249,6 +250,7 @@ impl Line {
             kind: "model",
             cluster: cluster.to_owned(),
             namespace: "calls".to_owned(),
+            has_gates: false,
             address: String::new(),
         };
         Self {
@@ -293,6 +295,10 @@ impl Runner for Line {
 
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError> {
         Ok(self.cluster.jobs().get(job).map(|job| job.seen.clone()))
+    }
+
+    async fn lift_gate(&self, _: &PodRef) -> Result<(), RunnerError> {
+        Ok(())
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {

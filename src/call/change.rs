@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use super::{Outcome, Status};
+use super::{Outcome, PodRef, Status};
 
 /// One step of a call, with what is learned by it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,11 @@ pub enum Change {
         trunk: String,
         /// When the attempt is over at the latest, whatever becomes of its cluster.
         ends_by: Timestamp,
+    },
+    /// One pod of the attempt is chosen: it may run, and no other.
+    Chosen {
+        /// Which.
+        pod: PodRef,
     },
     /// The pod or process runs.
     Running {
@@ -76,7 +81,7 @@ impl Change {
         match self {
             Change::Queued => Status::Queued,
             Change::Scheduled { .. } => Status::Scheduled,
-            Change::Pending { .. } => Status::Pending,
+            Change::Pending { .. } | Change::Chosen { .. } => Status::Pending,
             Change::Running { .. } => Status::Running,
             Change::Cancelling => Status::Cancelling,
             Change::Ended(ended) if ended.outcome == Outcome::Answered => Status::Succeeded,

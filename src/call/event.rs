@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, Priority, Status, TraceParent};
+use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, PodRef, Priority, Status, TraceParent};
 
 /// One change of a call's state: what `sip.status` carries and the status log keeps. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,6 +26,9 @@ pub struct StatusEvent {
     /// The cluster (or machine) that claimed the attempt; absent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// The one pod of the attempt that may dial; absent before it is chosen, and where pods have no gate (a machine, `JOB_POD_GATE=false`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
     /// The trunk that the attempt is dialled on; absent before the first attempt is claimed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trunk: Option<String>,
@@ -210,7 +213,13 @@ impl StatusEvent {
 
     fn apply(mut self, from: Option<Status>, change: Change, now: Timestamp) -> Result<Self, IllegalStep> {
         let to = change.status();
-        if !to.may_follow(from) {
+        // Pending is followed by itself once in an attempt: when its pod is chosen.
+        let is_in_turn = match &change {
+            Change::Chosen { .. } => from == Some(Status::Pending) && self.pod.is_none(),
+            Change::Pending { .. } => from != Some(Status::Pending),
+            _ => true,
+        };
+        if !is_in_turn || !to.may_follow(from) {
             return Err(IllegalStep { from, to });
         }
         self.status = to;
@@ -239,6 +248,7 @@ impl StatusEvent {
                 self.created_at = Some(now);
                 self.ends_by = Some(ends_by);
             }
+            Change::Chosen { pod } => self.pod = Some(pod),
             Change::Running { started_at } => self.started_at = Some(started_at),
             Change::Ended(ended) => {
                 self.count(ended.outcome, now);
@@ -276,6 +286,7 @@ impl StatusEvent {
 
     /// What was known of the attempt before is not true of the next one.
     fn forget_attempt(&mut self) {
+        self.pod = None;
         self.started_at = None;
         self.completed_at = None;
         self.exit_code = None;
@@ -292,6 +303,7 @@ impl StatusEvent {
             job: None,
             namespace: String::new(),
             cluster: None,
+            pod: None,
             trunk: None,
             trunks: Vec::new(),
             status: Status::Queued,

@@ -9,6 +9,7 @@ pub mod cloud_event;
 pub mod event;
 pub mod id;
 pub mod outcome;
+pub mod pod;
 pub mod priority;
 #[cfg(test)]
 mod properties;
@@ -22,6 +23,7 @@ pub use self::change::{Change, Ended};
 pub use self::event::StatusEvent;
 pub use self::id::{CallId, CallName, Fingerprint};
 pub use self::outcome::{Outcome, OutcomeClass, TrunkHealth, Verdict};
+pub use self::pod::PodRef;
 pub use self::priority::Priority;
 pub use self::request::CallRequest;
 pub use self::spec::{CallSpec, OnUnknown};

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{Call, CallId, Change, Ended, Outcome, Status, StatusEvent, TraceParent, validate};
+use super::{Call, CallId, Change, Ended, Outcome, PodRef, Status, StatusEvent, TraceParent, validate};
 
 fn call() -> Call {
     let body =
@@ -49,6 +49,7 @@ fn change() -> impl Strategy<Value = Change> {
             trunk: "default".to_owned(),
             ends_by: Timestamp::UNIX_EPOCH,
         }),
+        text().prop_map(|uid| Change::Chosen { pod: PodRef { name: "pod".to_owned(), uid } }),
         moment().prop_map(|started_at| Change::Running { started_at }),
         Just(Change::Cancelling),
         ended().prop_map(Change::Ended),
@@ -63,7 +64,7 @@ const DIAGRAM: &str = "
     none: queued scheduled pending expired rejected
     queued: scheduled pending cancelled expired rejected
     scheduled: queued pending cancelled expired rejected
-    pending: running failed cancelling cancelled expired rejected
+    pending: pending running failed cancelling cancelled expired rejected
     running: succeeded failed cancelling cancelled
     cancelling: cancelled succeeded failed
     failed: scheduled cancelled expired";
@@ -93,11 +94,17 @@ fn live(changes: Vec<(Change, Timestamp)>) -> Result<Vec<StatusEvent>, TestCaseE
         let from = last.map(|event| event.status);
         let change = numbered(change, last.map_or(0, |event| event.attempt) + 1);
         let to = change.status();
+        // One pod of an attempt is chosen, and an attempt in progress is not claimed again.
+        let is_in_turn = match &change {
+            Change::Chosen { .. } => from == Some(Status::Pending) && last.is_some_and(|event| event.pod.is_none()),
+            Change::Pending { .. } => from != Some(Status::Pending),
+            _ => true,
+        };
         let next = match last {
             None => StatusEvent::first(&call, "calls", now, change, now),
             Some(last) => last.next(change, now),
         };
-        let is_legal = is_in_diagram(from, to) && !last.is_some_and(|event| event.is_final);
+        let is_legal = is_in_turn && is_in_diagram(from, to) && !last.is_some_and(|event| event.is_final);
         prop_assert_eq!(next.is_ok(), is_legal, "{:?} to {}", from, to);
         story.extend(next.ok());
     }
@@ -132,7 +139,8 @@ proptest! {
         }
         for step in story.windows(2) {
             prop_assert!(step[0].attempt <= step[1].attempt);
-            prop_assert_eq!(step[1].attempt - step[0].attempt, u32::from(step[1].status == Status::Pending));
+            let is_claim = step[1].status == Status::Pending && step[0].status != Status::Pending;
+            prop_assert_eq!(step[1].attempt - step[0].attempt, u32::from(is_claim));
             prop_assert_eq!(unchanging(&step[0]), unchanging(&step[1]));
         }
     }

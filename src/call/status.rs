@@ -69,7 +69,8 @@ impl Status {
             None => matches!(self, Queued | Scheduled | Pending | Expired | Rejected),
             Some(Queued) => matches!(self, Scheduled | Pending | Cancelled | Expired | Rejected),
             Some(Scheduled) => matches!(self, Queued | Pending | Cancelled | Expired | Rejected),
-            Some(Pending) => matches!(self, Running | Failed | Cancelling | Cancelled | Expired | Rejected),
+            // Its pod is chosen.
+            Some(Pending) => matches!(self, Pending | Running | Failed | Cancelling | Cancelled | Expired | Rejected),
             Some(Running) => matches!(self, Succeeded | Failed | Cancelling | Cancelled),
             Some(Cancelling) => matches!(self, Cancelled | Succeeded | Failed),
             Some(Failed) => matches!(self, Scheduled | Cancelled | Expired),

@@ -52,6 +52,7 @@ mod tests {
     use futures::stream::BoxStream;
 
     use super::*;
+    use crate::call::PodRef;
     use crate::commands::manifest::only_trunk;
     use crate::job::samples::defaults;
     use crate::job::{JobOrder, ObservedJob};
@@ -88,6 +89,10 @@ mod tests {
             unreachable!("startjob only starts")
         }
 
+        async fn lift_gate(&self, _: &PodRef) -> Result<(), RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
         async fn release(&self, _: &str) -> Result<(), RunnerError> {
             unreachable!("startjob only starts")
         }
@@ -106,6 +111,7 @@ mod tests {
             kind: "notebook",
             cluster: "here".to_owned(),
             namespace: "sipstuff".to_owned(),
+            has_gates: true,
             address: "paper".to_owned(),
         };
         let runner = Notebook { info, started: Mutex::default() };

@@ -53,6 +53,10 @@ pub struct JobArgs {
     /// a shell does); `none` to run nothing
     #[arg(long, env = "JOB_HANG_UP_COMMAND", default_value = HANG_UP, global = true, value_parser = command, value_name = "COMMAND")]
     pub job_hang_up_command: HangUp,
+    /// Whether a pod waits until it is chosen, so that one pod of an attempt dials and no other (Kubernetes 1.27 or
+    /// later); without effect where `JOB_BACKOFF_LIMIT` is above 0
+    #[arg(long, env = "JOB_POD_GATE", default_value = "true", global = true, value_parser = truth, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub job_pod_gate: bool,
     /// YAML or JSON file with a partial Job, merged over every Job (resources, tolerations, pull secrets …)
     #[arg(long, env = "JOB_TEMPLATE_FILE", global = true, value_parser = template_file, value_name = "FILE")]
     pub job_template_file: Option<PathBuf>,
@@ -104,6 +108,7 @@ impl JobArgs {
             job_start_seconds,
             job_deadline_margin_seconds,
             job_hang_up_command,
+            job_pod_gate,
             job_template_file,
             piper_data_dir,
             whisper_data_dir,
@@ -135,6 +140,8 @@ impl JobArgs {
             start_seconds: job_start_seconds,
             deadline_margin: job_deadline_margin_seconds,
             hang_up: job_hang_up_command.0,
+            // With retries of its own, Kubernetes is asked for more than one pod.
+            pod_gate: job_pod_gate && job_backoff_limit == 0,
             template: template.transpose()?,
         })
     }

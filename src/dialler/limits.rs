@@ -93,7 +93,7 @@ mod tests {
         };
         let pending = queued.next(claim, at(100)).expect("a legal step");
         let runs = pending.next(Change::Running { started_at: at(200) }, at(200)).expect("a legal step");
-        let (waits, started) = (Observed::Waiting { reason: None }, Observed::Running { started_at: at(200) });
+        let (waits, started) = (Observed::waiting(), Observed::Running { started_at: at(200) });
         assert!(has_not_started_in_time(&pending, &waits, moments(700)));
         assert!(!has_not_started_in_time(&pending, &waits, moments(699)));
         assert!(!has_not_started_in_time(&pending, &started, moments(700)));

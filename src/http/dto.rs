@@ -9,7 +9,7 @@ use serde::Serialize;
 use warp::reply::Response;
 
 use crate::api::{self, Outlook, Readiness};
-use crate::call::{Outcome, Priority, Status, StatusEvent, TraceParent};
+use crate::call::{Outcome, PodRef, Priority, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -60,6 +60,9 @@ pub struct Job<'a> {
     /// The cluster (or machine) that claimed the attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<&'a str>,
+    /// The one pod of the attempt that may dial, once it was chosen; absent where pods have no gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<&'a PodRef>,
     /// The trunk that the attempt is dialled on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trunk: Option<&'a str>,
@@ -159,6 +162,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             job,
             namespace,
             cluster,
+            pod,
             trunk,
             trunks,
             status,
@@ -200,6 +204,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             id: id.as_str(),
             job: job.as_deref(),
             cluster: cluster.as_deref(),
+            pod: pod.as_ref(),
             trunk: trunk.as_deref(),
             trunks,
             revision: *revision,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::gate::pod_is_lost;
 use super::redial::is_redialled;
 use super::{Ending, Observed, Ran};
 use crate::call::{Change, Ended, Outcome, Status, StatusEvent, TrunkHealth, Verdict};
@@ -87,7 +88,8 @@ pub fn advance(last: &StatusEvent, observed: &Observed, moments: Moments) -> Vec
         Observed::Running { started_at } if last.status == Status::Pending => {
             vec![Change::Running { started_at: *started_at }]
         }
-        Observed::Running { .. } | Observed::Waiting { .. } => Vec::new(),
+        Observed::Waiting { .. } => pod_is_lost(last, observed, moments).into_iter().collect(),
+        Observed::Running { .. } => Vec::new(),
     }
 }
 
@@ -135,6 +137,8 @@ fn verdict(last: &StatusEvent, ending: &Ending) -> Verdict {
     let has_run = last.started_at.is_some() && last.status != Status::Pending;
     let outcome = |outcome| Verdict { outcome, sip_code: None };
     match ending.ran {
+        // Of the pods of a Job with a gate, none runs before the log names it.
+        Ran::No | Ran::Unknown if ending.has_gate && last.pod.is_none() && !has_run => outcome(Outcome::NotStarted),
         Ran::Yes => Verdict::read(ending.succeeded, ending.exit_code, ending.message.as_deref()),
         Ran::No if !has_run => outcome(Outcome::NotStarted),
         Ran::No | Ran::Unknown => outcome(Outcome::Unknown),
@@ -188,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::call::{CallId, Fingerprint};
+    use crate::call::{CallId, Fingerprint, PodRef};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")
@@ -237,6 +241,7 @@ mod tests {
         Observed::Ended(Ending {
             succeeded: code == Some(0),
             ran,
+            has_gate: false,
             exit_code: code,
             message: Some("12:00 | INFO | x - Call state: DISCONNECTED (last code: 486)".to_owned()),
             reason: None,
@@ -246,7 +251,26 @@ mod tests {
     }
 
     fn waiting() -> Observed {
-        Observed::Waiting { reason: None }
+        Observed::waiting()
+    }
+
+    #[test]
+    fn of_a_job_with_a_gate_nobody_was_called_while_the_log_names_no_pod() {
+        let with_gate = |ran| match ended(ran, None, 150) {
+            Observed::Ended(ending) => Observed::Ended(Ending { has_gate: true, ..ending }),
+            other => other,
+        };
+        let chosen = || Change::Chosen { pod: PodRef { name: "pod".to_owned(), uid: "uid".to_owned() } };
+        let (claimed, let_through) = (call(vec![pending()]), call(vec![pending(), chosen()]));
+        for (last, ran, outcome) in [
+            (&claimed, Ran::Unknown, Outcome::NotStarted),
+            (&claimed, Ran::No, Outcome::NotStarted),
+            (&let_through, Ran::Unknown, Outcome::Unknown),
+            (&let_through, Ran::No, Outcome::NotStarted),
+            (&call(vec![pending(), running()]), Ran::Unknown, Outcome::Unknown),
+        ] {
+            assert_eq!(steps(last, &with_gate(ran), IN_TIME).1, Some(outcome), "{:?} {ran:?}", last.pod);
+        }
     }
 
     /// The states that follow, and the outcome of the last.

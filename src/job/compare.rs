@@ -100,6 +100,7 @@ mod tests {
         Observed::Ended(Ending {
             succeeded: false,
             ran: Ran::Yes,
+            has_gate: false,
             exit_code: Some(1),
             message: Some("Call state: DISCONNECTED (last code: 486)".to_owned()),
             reason: None,
@@ -132,7 +133,7 @@ mod tests {
     #[test]
     fn what_a_job_has_not_shown_in_time_is_left_to_the_holder_of_the_message() {
         let last = claimed();
-        let waits = job(Observed::Waiting { reason: None });
+        let waits = job(Observed::waiting());
         assert_eq!(compare(&last, &waits, "here", moments(&last, 300)), Comparison::Leave);
     }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
 use super::manifest::CONTAINER;
-use super::observed::{Ending, MAX_MESSAGE_BYTES, Ran, caller, end, running_since, terminated};
+use super::observed::{Ending, MAX_MESSAGE_BYTES, Ran, caller, end, is_gated, running_since, terminated};
 
 impl Ending {
     /// How a finished attempt ended, by the Job's conditions and the last of its pods that came to an end. For one that is not
@@ -22,6 +22,7 @@ impl Ending {
         Self {
             succeeded,
             ran,
+            has_gate: has_gate(job),
             exit_code: caller.filter(|end| !is_lost(end)).map(|end| end.exit_code),
             message: caller.and_then(|end| end.message.as_deref()).filter(|text| !text.is_empty()).map(the_end_of),
             reason: if succeeded { None } else { reason(job, pod) },
@@ -31,9 +32,14 @@ impl Ending {
     }
 }
 
+fn has_gate(job: &Job) -> bool {
+    let spec = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    spec.is_some_and(is_gated)
+}
+
 /// Whether the caller's container ran, in any of the pods. A pod that is not there any more may have been there: the Job has
 /// counted it.
-fn ran(job: &Job, pods: &[&Pod]) -> Ran {
+pub(super) fn ran(job: &Job, pods: &[&Pod]) -> Ran {
     let counted = job.status.as_ref().and_then(|status| status.failed).unwrap_or(0);
     let seen: Vec<Ran> = pods.iter().map(|pod| pod_ran(pod)).collect();
     if seen.contains(&Ran::Yes) {
@@ -55,9 +61,17 @@ fn pod_ran(pod: &Pod) -> Ran {
         Some(end) if is_lost(end) => Ran::Unknown,
         Some(end) if never_began(end) => Ran::No,
         Some(_) => Ran::Yes,
-        None if running_since(pod).is_some() => Ran::Unknown,
+        None if running_since(pod).is_some() || is_orphan(pod) => Ran::Unknown,
         None => Ran::No,
     }
+}
+
+/// Whether a pod was given up with its node, which may run it still.
+fn is_orphan(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| {
+        condition.type_ == "DisruptionTarget" && condition.reason.as_deref() == Some("DeletionByPodGC")
+    })
 }
 
 /// What the kubelet writes for a container whose end it did not see.
@@ -85,7 +99,7 @@ fn youngest<'a>(pods: &[&'a Pod]) -> Option<&'a Pod> {
 }
 
 /// Orders pods: the younger is the greater.
-fn age(pod: &Pod) -> (Option<Timestamp>, Option<&str>) {
+pub(super) fn age(pod: &Pod) -> (Option<Timestamp>, Option<&str>) {
     (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.metadata.name.as_deref())
 }
 

@@ -5,6 +5,7 @@
 pub mod advance;
 pub mod compare;
 mod ending;
+pub mod gate;
 pub mod manifest;
 pub mod observed;
 mod redial;
@@ -19,7 +20,7 @@ use k8s_openapi::api::batch::v1::Job;
 use secrecy::SecretString;
 
 pub use self::ending::has_run;
-pub use self::observed::{Ending, Observed, ObservedJob, Ran};
+pub use self::observed::{Ending, Gate, Observed, ObservedJob, Passed, Ran};
 
 /// Label selector of every Job that is ours.
 pub const SELECTOR: &str = "app=sipstuff-operator,component=sip-caller";
@@ -33,6 +34,8 @@ pub const ANNOTATION_ID: &str = "sipstuff-operator/call-id";
 pub const ANNOTATION_ATTEMPT: &str = "sipstuff-operator/attempt";
 /// Annotation: the fingerprint of the request.
 pub const ANNOTATION_FINGERPRINT: &str = "sipstuff-operator/fingerprint";
+/// The scheduling gate that keeps a pod of an attempt from running before it is chosen.
+pub const POD_GATE: &str = "sipstuff-operator/chosen";
 /// Label: the batch, where the request names one.
 pub const LABEL_BATCH: &str = "sipstuff-operator/batch";
 
@@ -72,6 +75,8 @@ pub struct JobDefaults {
     pub deadline_margin: u32,
     /// `JOB_HANG_UP_COMMAND`: run in the container before it is stopped, so that the caller hangs up; `None` for no command.
     pub hang_up: Option<Vec<String>>,
+    /// Whether a pod waits until it is chosen: `JOB_POD_GATE`, unless `JOB_BACKOFF_LIMIT` has Kubernetes dial again by itself.
+    pub pod_gate: bool,
     /// `JOB_TEMPLATE_FILE`: a partial Job merged over the built one.
     pub template: Option<Job>,
 }

@@ -28,6 +28,7 @@ pub(crate) fn defaults() -> JobDefaults {
         start_seconds: 600,
         deadline_margin: 600,
         hang_up: Some(HANG_UP.map(str::to_owned).to_vec()),
+        pod_gate: true,
         template: None,
     }
 }

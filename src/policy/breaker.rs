@@ -207,6 +207,11 @@ impl Breaker {
         (self.room(now, failures) == Some(0)).then(|| Held { until: self.until, why: self.why_held() })
     }
 
+    /// Whether a person has opened it: then also what was let pass before is not begun.
+    pub fn is_open_by_hand(&self) -> bool {
+        self.state == BreakerState::Open && self.until.is_none()
+    }
+
     /// Lets an attempt pass that is over at `ends_by` at the latest, or not. One that was let pass before passes again, so that a message
     /// that is redelivered before its claim does not lose its place.
     ///

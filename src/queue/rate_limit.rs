@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv::{Store, UpdateErrorKind};
 use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::clock::now;
@@ -36,11 +37,12 @@ impl RateLimit {
         Self { store, key: format!("{KEY}{trunk}"), interval, step, in_hand: Mutex::default() }
     }
 
-    /// Waits for a turn, first come, first served. Dropping the future gives its place up, and at most one turn.
+    /// Waits until `lead` before a turn, first come, first served, and says when that is. Dropping the future gives its place up, and at most
+    /// one turn.
     ///
     /// # Errors
     /// [`NatsError`]: no turn could be reserved.
-    pub async fn turn(&self) -> Result<(), NatsError> {
+    pub async fn turn(&self, lead: SignedDuration) -> Result<Timestamp, NatsError> {
         let mut in_hand = self.in_hand.lock().await;
         let turn = loop {
             match in_hand.pop_front() {
@@ -49,9 +51,10 @@ impl RateLimit {
                 None => *in_hand = self.reserve().await?,
             }
         };
-        let wait = u64::try_from(turn - nanoseconds()).unwrap_or(0);
-        tokio::time::sleep(Duration::from_nanos(wait)).await;
-        Ok(())
+        let turn = Timestamp::from_nanosecond(turn.into()).unwrap_or(Timestamp::MAX);
+        let wait = turn.duration_since(now()) - lead;
+        tokio::time::sleep(wait.try_into().unwrap_or_default()).await;
+        Ok(turn)
     }
 
     async fn reserve(&self) -> Result<VecDeque<i64>, NatsError> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_nats::jetstream::kv::Store;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
 use super::breakers::Breakers;
@@ -62,14 +62,14 @@ impl TrunkControl {
         self.live.borrow().get(name).is_some_and(|trunk| trunk.calls_per_second.is_some())
     }
 
-    /// Waits for a turn to begin a call on a trunk, where its pace is limited.
+    /// Waits until so long before the next turn to begin a call on a trunk, and says when that is; `None` where its pace is not limited.
     ///
     /// # Errors
     /// [`NatsError`]: no turn could be reserved.
-    pub async fn turn(&self, name: &str) -> Result<(), NatsError> {
+    pub async fn turn(&self, name: &str, lead: SignedDuration) -> Result<Option<Timestamp>, NatsError> {
         match self.rate_limit(name) {
-            Some(rate_limit) => rate_limit.turn().await,
-            None => Ok(()),
+            Some(rate_limit) => rate_limit.turn(lead).await.map(Some),
+            None => Ok(None),
         }
     }
 

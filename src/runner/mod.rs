@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+use crate::call::PodRef;
 use crate::job::{JobOrder, ObservedJob};
 
 /// Runs Jobs: a namespace of a cluster, or this machine.
@@ -30,6 +31,12 @@ pub trait Runner: Send + Sync + 'static {
     /// # Errors
     /// [`StartError`], which says whether a retry can help.
     async fn start(&self, order: &JobOrder) -> Result<(), StartError>;
+
+    /// Lifts the gate ([`crate::job::POD_GATE`]) that a pod waits before. Idempotent; a pod that is gone, or has no gate, is success.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when the runner does not answer.
+    async fn lift_gate(&self, pod: &PodRef) -> Result<(), RunnerError>;
 
     /// The Job of that name as it is now, with how it ended if it has.
     ///
@@ -64,6 +71,8 @@ pub struct RunnerInfo {
     pub cluster: String,
     /// Namespace of the Jobs.
     pub namespace: String,
+    /// Whether a pod that has a gate waits at it.
+    pub has_gates: bool,
     /// For people: the API server's address and the context, or the state directory.
     pub address: String,
 }

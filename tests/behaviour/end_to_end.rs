@@ -64,7 +64,9 @@ async fn every_state_of_a_call_is_published() {
     // the same revision and so the same `ce-id`.
     let mut heard = of_this_call.events_of(ID);
     heard.dedup_by_key(|event| event.revision);
-    assert_eq!(heard.iter().map(|event| event.status).collect::<Vec<_>>(), [Queued, Pending, Running, Succeeded]);
+    // Claimed, and then one pod is chosen.
+    let with_pod = heard.iter().map(|event| (event.status, event.pod.is_some())).collect::<Vec<_>>();
+    assert_eq!(with_pod, [(Queued, false), (Pending, false), (Pending, true), (Running, true), (Succeeded, true)]);
     assert_eq!(end.metadata["order"], "7");
 }
 

@@ -12,6 +12,7 @@ mod end_to_end;
 mod expiry;
 mod first_words;
 mod full_queue;
+mod gate;
 mod headers;
 mod http;
 mod idempotency;

@@ -22,17 +22,24 @@ const A_STEP: Duration = Duration::from_millis(500);
 enum Point {
     AfterClaim,
     AfterStart,
+    /// Its pod is chosen, and waits at its gate.
+    AfterChoice,
+    AfterGate,
     Running,
     AfterEnd,
 }
 
 const POINTS: [Point; 4] = [Point::AfterClaim, Point::AfterStart, Point::Running, Point::AfterEnd];
+/// Besides, in a cluster.
+const POINTS_AT_THE_GATE: [Point; 2] = [Point::AfterChoice, Point::AfterGate];
 
 impl Point {
     fn failpoints(self) -> &'static str {
         match self {
             Point::AfterClaim => "after-claim=pause",
             Point::AfterStart => "after-start=pause",
+            Point::AfterChoice => "after-choice=pause",
+            Point::AfterGate => "after-gate=pause",
             Point::Running => "",
             Point::AfterEnd => "after-end=pause",
         }
@@ -42,15 +49,25 @@ impl Point {
     async fn reached(self, setup: &Setup, id: &str) {
         let (status, jobs) = match self {
             Point::AfterClaim => (Status::Pending, 0),
-            Point::AfterStart => (Status::Pending, 1),
+            Point::AfterStart | Point::AfterChoice | Point::AfterGate => (Status::Pending, 1),
             Point::Running => (Status::Running, 1),
             Point::AfterEnd => (Status::Succeeded, 1),
         };
         setup.becomes(id, status).await;
+        if POINTS_AT_THE_GATE.contains(&self) {
+            let is_chosen = async || setup.state(id).await.is_some_and(|event| event.pod.is_some());
+            eventually(format!("{self:?}: its pod is chosen"), PATIENCE, is_chosen).await;
+        }
+        if self == Point::AfterGate {
+            eventually(format!("{self:?}: it runs"), PATIENCE, async || setup.node().start_count() == 1).await;
+        }
         eventually(format!("{self:?}: {jobs} Jobs"), PATIENCE, async || setup.jobs().await.len() == jobs).await;
         tokio::time::sleep(A_STEP).await;
         assert_eq!(setup.state(id).await.map(|event| event.status), Some(status), "{self:?}");
         assert_eq!(setup.jobs().await.len(), jobs, "{self:?}");
+        if self == Point::AfterChoice {
+            assert_eq!(setup.node().start_count(), 0, "{self:?}");
+        }
         // Not acknowledged, not even after the final record.
         assert_eq!((messages_in(&setup.js, "SIP_DIAL").await, setup.in_flight().await), (1, 1), "{self:?}");
     }
@@ -72,7 +89,8 @@ async fn killed_at(point: Point, setup: Setup) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_it_carries_on_with_the_same_job_in_a_cluster() {
-    join_all(POINTS.map(async |point| killed_at(point, Setup::kubernetes(8.0).await).await)).await;
+    let points = POINTS.into_iter().chain(POINTS_AT_THE_GATE);
+    join_all(points.map(async |point| killed_at(point, Setup::kubernetes(8.0).await).await)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,9 +154,9 @@ async fn calls_that_end_while_no_operator_runs_are_settled_as_soon_as_one_does()
         setup.becomes(id, Status::Running).await;
     }
     operator.kill9();
-    let mut operator = Operator::start(setup.options().failpoints("after-start=pause")).await;
+    let mut operator = Operator::start(setup.options().failpoints("after-gate=pause")).await;
     setup.publish(&[], request_of(ids[2]).to_string()).await;
-    eventually("the third Job is made", PATIENCE, async || setup.jobs().await.len() == 3).await;
+    eventually("the third call begins", PATIENCE, async || setup.node().start_count() == 3).await;
     operator.kill9();
     eventually("all Jobs have ended", PATIENCE, async || {
         let jobs = setup.namespace().api::<Job>().list(&Default::default()).await.unwrap().items;

@@ -137,27 +137,62 @@ async fn a_call_may_start_late_and_is_not_cut_off_for_it() {
     assert_eq!(setup.end_of("late").await.status, Status::Succeeded);
 }
 
+/// Gives up the pods that are there, for a reason, as whoever drains a node or needs its room does.
+async fn disrupt(setup: &Setup, reason: &str) {
+    let pods = setup.namespace().api::<Pod>();
+    let present = pods.list(&Default::default()).await.unwrap().items;
+    assert_eq!(present.len(), 1, "{present:?}");
+    let disrupted = json!({"type": "DisruptionTarget", "status": "True", "reason": reason});
+    let status = json!({"status": {"phase": "Failed", "conditions": [disrupted], "containerStatuses": null}});
+    let name = present[0].metadata.name.as_ref().unwrap();
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_node_is_drained_after_its_time_to_start_goes_on_in_another_pod() {
+async fn a_call_whose_node_is_drained_ends_unknown_and_no_other_pod_dials() {
     let setup = Setup::kubernetes(120.0).await;
-    let operator = Operator::start(hasty(setup.options()).env("JOB_DEADLINE_MARGIN_SECONDS", 60)).await;
+    let operator = setup.operator().await;
+    accepted(&operator, &request_of("drained")).await;
+    setup.becomes("drained", Status::Running).await;
+    setup.node().vanish();
+    let node = another_node(&setup);
+    disrupt(&setup, "EvictionByEvictionAPI").await;
+    let end = setup.end_of("drained").await;
+    assert_eq!((end.status, end.outcome, end.attempt), (Status::Failed, Some(Outcome::Unknown), 1), "{end:?}");
+    eventually("its Job is removed", PATIENCE, async || setup.jobs().await.is_empty()).await;
+    setup.queue_empties().await;
+    assert_eq!((setup.node().start_count(), node.start_count()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_pod_is_disrupted_before_it_runs_is_dialled_by_its_next_attempt() {
+    let setup = Setup::kubernetes(0.2).await;
+    setup.node().vanish();
+    let operator = setup.operator().await;
+    accepted(&operator, &request_of("preempted")).await;
+    let is_chosen = async || setup.state("preempted").await.is_some_and(|event| event.pod.is_some());
+    eventually("its pod is chosen", PATIENCE, is_chosen).await;
+    disrupt(&setup, "PreemptionByScheduler").await;
+    let node = another_node(&setup);
+    let end = setup.end_of("preempted").await;
+    assert_eq!((end.status, end.attempt, end.counted_attempts()), (Status::Succeeded, 2, 1), "{end:?}");
+    let history = setup.history("preempted").await;
+    assert!(history.iter().any(|event| event.outcome == Some(Outcome::NotStarted)), "{history:?}");
+    assert_eq!(node.start_count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_node_is_drained_goes_on_in_another_pod_where_pods_have_no_gate() {
+    let setup = Setup::kubernetes(120.0).await;
+    let options = hasty(setup.options()).env("JOB_DEADLINE_MARGIN_SECONDS", 60).env("JOB_POD_GATE", false);
+    let operator = Operator::start(options).await;
     accepted(&operator, &short("drained")).await;
     let runs = setup.becomes("drained", Status::Running).await;
     let start_by = runs.created_at.expect("it is claimed") + SignedDuration::from_secs(3);
     eventually("its time to start is over", PATIENCE, async || Timestamp::now() > start_by).await;
 
     setup.node().vanish();
-    let pods = setup.namespace().api::<Pod>();
-    let names = async || {
-        let pods = pods.list(&Default::default()).await.map(|pods| pods.items).unwrap_or_default();
-        pods.into_iter().filter_map(|pod| pod.metadata.name).collect::<Vec<_>>()
-    };
-    let drained = names().await.pop().expect("the pod that runs");
-    let disrupted = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"});
-    let status = json!({"status": {"phase": "Failed", "conditions": [disrupted], "containerStatuses": null}});
-    pods.patch_status(&drained, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-    eventually("another pod waits", PATIENCE, async || names().await.iter().any(|name| *name != drained)).await;
-
+    disrupt(&setup, "EvictionByEvictionAPI").await;
     let _node = another_node(&setup);
     let end = setup.end_of("drained").await;
     assert_eq!((end.status, end.attempt), (Status::Succeeded, 1), "{end:?}");

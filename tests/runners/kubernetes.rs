@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace as CoreNamespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace as CoreNamespace, Pod, PodSchedulingGate, Secret};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
-use sipstuff_operator::call::{Call, CallId, validate};
+use sipstuff_operator::call::{Call, CallId, PodRef, validate};
 use sipstuff_operator::clock;
-use sipstuff_operator::job::{Ending, JobDefaults, JobOrder, ObservedJob, manifest};
+use sipstuff_operator::job::{Ending, Gate, JobDefaults, JobOrder, Observed, ObservedJob, POD_GATE, manifest};
 use sipstuff_operator::runner::kubernetes::{KubernetesRunner, KubernetesSettings};
 use sipstuff_operator::runner::{Observation, Runner, RunnerError, StartError};
 
@@ -52,6 +52,7 @@ fn defaults(namespace: &Namespace) -> JobDefaults {
         image: "example/caller".to_owned(),
         ttl_seconds: 0,
         host_network: false,
+        pod_gate: false,
         ..job_defaults()
     }
 }
@@ -61,6 +62,32 @@ fn order_of(namespace: &Namespace, id: &str, request: serde_json::Value) -> JobO
     let parsed = validate::parse(request.to_string().as_bytes(), jiff::Timestamp::now()).unwrap();
     let call = Call::new(CallId::parse(id).unwrap(), parsed.spec);
     manifest::build(&call, 1, &defaults(namespace))
+}
+
+/// An order whose pod waits at its gate.
+pub(crate) fn gated(order: JobOrder) -> JobOrder {
+    let mut order = order;
+    let spec = order.job.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+    spec.scheduling_gates = Some(vec![gate(POD_GATE)]);
+    order
+}
+
+fn gate(name: &str) -> PodSchedulingGate {
+    PodSchedulingGate { name: name.to_owned() }
+}
+
+/// Waits until a pod of a Job waits at its gate, and returns which.
+async fn waits_at_its_gate(runner: &KubernetesRunner, job: &str) -> Result<PodRef, RunnerError> {
+    let begin = std::time::Instant::now();
+    loop {
+        if let Some(Observed::Waiting { gate: Gate { waits: Some(pod), .. }, .. }) =
+            runner.find(job).await?.map(|job| job.state)
+        {
+            return Ok(pod);
+        }
+        assert!(begin.elapsed() < SOON, "no pod of {job} waits at its gate");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 pub(crate) fn order(namespace: &Namespace, id: &str) -> JobOrder {
@@ -142,6 +169,39 @@ async fn an_api_server_that_is_down_is_an_error_that_says_so() {
     let down = KubernetesSettings { kubeconfig: Some(kubeconfig), ..settings(&namespace) };
     let error = KubernetesRunner::connect(down).await.err().unwrap();
     assert!(error.message.to_lowercase().contains("connection refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pod_runs_once_its_gate_is_lifted_and_lifting_it_again_is_fine() {
+    let (namespace, runner) = connected().await;
+    let order = gated(order(&namespace, "gated"));
+    let node = run_pods(&namespace, answers);
+    runner.start(&order).await.unwrap();
+    let pod = waits_at_its_gate(&runner, order.name()).await.unwrap();
+    let of_another = PodRef { uid: "00000000-0000-0000-0000-000000000000".to_owned(), ..pod.clone() };
+    runner.lift_gate(&of_another).await.unwrap();
+    assert_eq!(waits_at_its_gate(&runner, order.name()).await.unwrap(), pod, "it is another pod that has the name");
+    assert_eq!(node.start_count(), 0);
+    runner.lift_gate(&pod).await.unwrap();
+    assert!(ends(&runner, order.name()).await.unwrap().succeeded);
+    runner.lift_gate(&pod).await.unwrap();
+    runner.stop(order.name()).await.unwrap();
+    eventually("it is gone", SOON, async || runner.find(order.name()).await.unwrap().is_none()).await;
+    runner.lift_gate(&pod).await.unwrap();
+    assert_eq!(node.start_count(), 1);
+}
+
+#[tokio::test]
+async fn the_gates_of_others_stay() {
+    let (namespace, runner) = connected().await;
+    let mut order = gated(order(&namespace, "kueue"));
+    let spec = order.job.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+    spec.scheduling_gates.as_mut().unwrap().push(gate("kueue.x-k8s.io/admission"));
+    runner.start(&order).await.unwrap();
+    let pod = waits_at_its_gate(&runner, order.name()).await.unwrap();
+    runner.lift_gate(&pod).await.unwrap();
+    let lifted = namespace.api::<Pod>().get(&pod.name).await.unwrap();
+    assert_eq!(lifted.spec.unwrap().scheduling_gates, Some(vec![gate("kueue.x-k8s.io/admission")]));
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ struct Configuration {
     job_start_seconds: u32,
     job_deadline_margin_seconds: u32,
     job_hang_up_command: Option<Vec<String>>,
+    job_pod_gate: bool,
     job_template_file: Option<Value>,
 }
 
@@ -71,6 +72,7 @@ impl Default for Configuration {
             job_start_seconds: 600,
             job_deadline_margin_seconds: 600,
             job_hang_up_command: job_defaults().hang_up,
+            job_pod_gate: true,
             job_template_file: None,
         }
     }
@@ -95,6 +97,7 @@ impl From<Configuration> for JobDefaults {
             start_seconds: configuration.job_start_seconds,
             hang_up: configuration.job_hang_up_command,
             deadline_margin: configuration.job_deadline_margin_seconds,
+            pod_gate: configuration.job_pod_gate,
             template: configuration.job_template_file.map(|template| parse_template(&template.to_string()).unwrap()),
         }
     }
@@ -182,5 +185,5 @@ fn every_field_and_every_setting_has_a_case() {
     let fields: BTreeSet<_> = FIELDS.iter().map(|(field, _)| (*field).to_owned()).collect();
     assert_eq!(of("request"), fields);
     // A key that is none of the settings would not be read by `Configuration`.
-    assert_eq!(of("configuration").len(), 17, "{:?}", of("configuration"));
+    assert_eq!(of("configuration").len(), 18, "{:?}", of("configuration"));
 }

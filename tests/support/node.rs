@@ -371,6 +371,11 @@ fn apply(
     }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    let is_gated =
+        pod.spec.as_ref().is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+    if is_gated {
+        return; // the scheduler leaves it alone until its gates are gone
+    }
     if bound || deleted || phase.is_some_and(|phase| phase != "Pending") {
         return; // another node's, or one that has ended
     }

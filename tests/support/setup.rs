@@ -15,7 +15,7 @@ use super::cli::{self, Finished};
 use super::http::{Reply, post_call};
 use super::process::Scratch;
 use super::requests::{name_of, request_of};
-use super::status::{queue_is_empty, recorded};
+use super::status::{queue_is_empty, recorded, states};
 use super::{
     ControlPlane, Namespace, NatsServer, NodeOptions, Operator, OperatorOptions, StatusListener, TestNode, eventually,
     eventually_some,
@@ -209,7 +209,7 @@ impl Setup {
 
     /// The states that a call went through by the status log, in order.
     pub async fn statuses(&self, id: &str) -> Vec<Status> {
-        self.history(id).await.into_iter().map(|event| event.status).collect()
+        states(&self.history(id).await)
     }
 
     /// The state of a call by the status log, if it is known there and NATS answers.

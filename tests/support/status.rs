@@ -19,6 +19,12 @@ pub struct Heard {
     pub event: StatusEvent,
 }
 
+/// The states that events lead through. That a pod is chosen changes no state.
+pub fn states(events: &[StatusEvent]) -> Vec<Status> {
+    let choice = |event: &&StatusEvent| event.status == Status::Pending && event.pod.is_some();
+    events.iter().filter(|event| !choice(event)).map(|event| event.status).collect()
+}
+
 /// Collects what is published on a status subject, from the moment it is made. A plain subscription, so what is published
 /// while its own connection is down is not heard: [`recorded`] has everything.
 #[derive(Debug)]
@@ -64,7 +70,7 @@ impl StatusListener {
 
     /// The states that a call went through, by its name or id.
     pub fn statuses_of(&self, name_or_id: &str) -> Vec<Status> {
-        self.events_of(name_or_id).into_iter().map(|event| event.status).collect()
+        states(&self.events_of(name_or_id))
     }
 
     /// The last events of the calls that have ended.

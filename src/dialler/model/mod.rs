@@ -9,7 +9,7 @@
 //! Time passes in ticks ([`world::NOW`]), and only when nobody has anything left to do: a step takes milliseconds and a tick more than a
 //! minute. A budget of delays lets it pass all the same, for a process that is suspended or a network that is slow.
 //!
-//! A Job is a name that is taken: whether its pod is started twice is Kubernetes' affair (`docs/guarantees.md`).
+//! A Job makes a second pod whenever it likes, as Kubernetes may, and also one in place of a pod that was let through and disrupted.
 
 mod graph;
 mod properties;
@@ -38,6 +38,8 @@ struct Setup {
     call: Call,
     defaults: JobDefaults,
     patience: Duration,
+    /// Whether pods have a gate (`JOB_POD_GATE`).
+    has_gates: bool,
     clusters: Vec<&'static str>,
     /// The diallers, each by its cluster.
     diallers: Vec<usize>,
@@ -66,6 +68,7 @@ impl Setup {
             call: Call::new(CallId::parse("a").expect("an id"), spec),
             defaults,
             patience: Duration::ZERO,
+            has_gates: true,
             clusters: vec!["north"],
             diallers: vec![0, 0],
             diallers_go_with_their_cluster: false,
@@ -113,6 +116,7 @@ impl Model for Setup {
             diallers: self.diallers.iter().map(dialler).collect(),
             jobs: Vec::new(),
             wire: Vec::new(),
+            lifts: Vec::new(),
             starts: Vec::new(),
             ends: Vec::new(),
             ran: Vec::new(),
@@ -138,6 +142,9 @@ impl Model for Setup {
         let mut properties = properties::always();
         if self.budget.losses == 0 {
             properties.extend(properties::while_the_log_is_whole());
+        }
+        if self.budget.losses == 0 && self.has_gates {
+            properties.extend(properties::with_gates());
         }
         properties
     }
@@ -191,6 +198,11 @@ fn a_call_with_two_clusters_one_of_which_is_gone_at_any_moment() {
     let setup = Setup::new(2, Budget { faults: faults(0), cancels: 1, silences: 1, ..Budget::default() });
     let (clusters, diallers) = (vec!["north", "south"], vec![0, 1]);
     Setup { clusters, diallers, diallers_go_with_their_cluster: true, ..setup }.check();
+}
+
+#[test]
+fn a_call_whose_pods_have_no_gate() {
+    Setup { has_gates: false, ..Setup::new(2, Budget { faults: faults(1), ..Budget::default() }) }.check();
 }
 
 #[test]

@@ -10,15 +10,22 @@ use crate::call::{Outcome, Status, StatusEvent};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Flaws {
     is_started_twice: bool,
+    is_dialled_twice: bool,
     has_illegal_step: bool,
     has_anothers_end: bool,
     is_dialled_after_cancel: bool,
     is_dialled_too_often: bool,
     is_cancelled_unasked: bool,
     is_unknown_though_it_never_ran: bool,
+    has_run_unnamed: bool,
 }
 
 impl Flaws {
+    /// A container begins to run, of an attempt of which one has run before.
+    pub(super) fn note_second_pod(&mut self) {
+        self.is_dialled_twice = true;
+    }
+
     pub(super) fn note_illegal_step(&mut self) {
         self.has_illegal_step = true;
     }
@@ -52,6 +59,16 @@ pub(super) fn while_the_log_is_whole() -> Vec<Property<Setup>> {
         }),
         Property::always("what never ran is not `unknown` while its cluster answers", |_, world: &World| {
             !world.flaws.is_unknown_though_it_never_ran
+        }),
+    ]
+}
+
+/// What holds besides where pods have a gate.
+pub(super) fn with_gates() -> Vec<Property<Setup>> {
+    vec![
+        Property::always("one pod of an attempt dials", |_, world: &World| !world.flaws.is_dialled_twice),
+        Property::always("an attempt has not run of which the log names no pod", |_, world: &World| {
+            !world.flaws.has_run_unnamed
         }),
     ]
 }
@@ -96,6 +113,7 @@ impl Setup {
         let is_cancelling = last.is_some_and(|last| last.status == Status::Cancelling);
         let is_asked = world.left.cancels < self.budget.cancels || world.left.deletions < self.budget.deletions;
         let (has_anothers_end, is_unknown) = (has_anothers_end(world, event), self.is_unknown_by_neglect(world, event));
+        let has_run = event.attempt > 0 && world.ran.contains(&event.attempt);
         let flaws = &mut world.flaws;
         flaws.has_illegal_step |= is_wrong;
         flaws.is_dialled_too_often |= event.counted_attempts() > event.max_attempts;
@@ -103,11 +121,17 @@ impl Setup {
         flaws.is_cancelled_unasked |= event.status == Status::Cancelled && !is_asked;
         flaws.has_anothers_end |= has_anothers_end;
         flaws.is_unknown_though_it_never_ran |= is_unknown;
+        flaws.has_run_unnamed |= has_run && event.pod.is_none();
     }
 
-    /// Its Job waits there, nobody has removed it, and nobody was slow.
+    /// Its Job waits there with the pod that it has made, nobody has removed it, and nobody was slow.
     fn is_unknown_by_neglect(&self, world: &World, event: &StatusEvent) -> bool {
-        let waits = |job: &Job| job.attempt == event.attempt && job.view == View::Waiting && !job.is_being_removed;
+        let waits = |job: &Job| {
+            job.attempt == event.attempt
+                && matches!(job.view, View::Waiting(_))
+                && job.pods == 1
+                && !job.is_being_removed
+        };
         event.status == Status::Failed
             && event.outcome == Some(Outcome::Unknown)
             && world.left.delays == self.budget.delays
@@ -127,7 +151,7 @@ fn is_legal(last: &StatusEvent, next: &StatusEvent) -> bool {
     !last.is_final
         && next.status.may_follow(Some(last.status))
         && next.revision == last.revision + 1
-        && next.attempt == last.attempt + u32::from(next.status == Status::Pending)
+        && next.attempt == last.attempt + u32::from(next.status == Status::Pending && last.status != Status::Pending)
 }
 
 fn has_anothers_end(world: &World, event: &StatusEvent) -> bool {

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 
 use super::Setup;
 use super::work::Luck;
-use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Record, Timer, View, Work, World, at};
+use super::world::{At, Budget, Dialler, End, Job, Message, NOW, Place, Pods, Record, Timer, View, Work, World, at};
 use crate::admission::decide as admission;
 use crate::call::{Status, StatusEvent};
 use crate::dialler::decide;
-use crate::job::ObservedJob;
 use crate::job::compare::{Comparison, compare, compare_absent};
+use crate::job::{ObservedJob, Passed, Ran};
 
 /// One thing that happens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +26,8 @@ pub(super) enum Action {
     Crash { dialler: usize, arrives: bool },
     /// A request that nobody waits for arrives.
     Arrive { request: usize },
+    /// The same for one to lift a gate.
+    ArriveAtGate { lift: usize },
     /// A Job goes on.
     Run { job: usize, to: View },
     /// A Job that is to be removed is gone.
@@ -61,6 +63,7 @@ impl Setup {
         }
         actions.extend(urgent);
         actions.extend((0..world.wire.len()).map(|request| Action::Arrive { request }));
+        actions.extend((0..world.lifts.len()).map(|lift| Action::ArriveAtGate { lift }));
         for (job, state) in world.jobs.iter().enumerate() {
             self.possible_of_job(world, job, state, faults > 0, actions);
             if deletions > 0 && !state.is_being_removed {
@@ -117,10 +120,13 @@ impl Setup {
         }
         let mut run = |to| actions.push(Action::Run { job, to });
         match state.view {
-            View::Waiting => {
-                run(View::Running(NOW));
+            View::Waiting(pods) => {
+                if pods.passed == Passed::Lives {
+                    run(View::Running(NOW));
+                }
                 if may_fail && !state.is_being_removed {
                     run(View::Ended(End::NeverRan, NOW));
+                    self.other_pods(pods, state.pods + 1).for_each(|pods| run(View::Waiting(pods)));
                 }
             }
             // What fails while it is removed fails by that, and has no end of its own.
@@ -130,7 +136,11 @@ impl Setup {
                 run(View::Ended(End::Busy, NOW));
                 if may_fail {
                     run(View::Ended(End::Lost, NOW));
-                    run(View::Waiting);
+                    // The pod is drained, and another one made; the first may not be shown any more.
+                    for passed in [Passed::Over(Ran::Unknown), Passed::Nobody] {
+                        let pods = Pods { passed, ..Pods::one(state.pods + 1, true) };
+                        run(View::Waiting(if self.has_gates { pods } else { Pods::one(state.pods + 1, false) }));
+                    }
                 }
             }
             View::Ended(..) | View::Gone => {}
@@ -141,6 +151,20 @@ impl Setup {
         if may_go && !self.is_asked_for(world, state) {
             actions.push(Action::Remove { job });
         }
+    }
+
+    /// What Kubernetes may do to the pods of a Job that waits: make one too many, or one in place of one that is gone or disrupted.
+    fn other_pods(&self, pods: Pods, number: u8) -> impl Iterator<Item = Pods> + use<> {
+        let with = |passed| Pods { gated: Some(number), passed };
+        let others = match pods {
+            Pods { passed: Passed::Lives, gated: None } => vec![with(Passed::Lives), with(Passed::Over(Ran::No))],
+            Pods { passed: Passed::Nobody, gated: Some(_) } => vec![with(Passed::Nobody)],
+            _ => vec![],
+        };
+        others.into_iter().filter({
+            let has_gates = self.has_gates;
+            move |_| has_gates
+        })
     }
 
     fn is_asked_for(&self, world: &World, job: &Job) -> bool {
@@ -194,7 +218,11 @@ impl Setup {
             Action::Crash { dialler, arrives } => next.crash(dialler, arrives),
             Action::Arrive { request } => {
                 let (cluster, attempt) = next.wire.remove(request);
-                next.make_job(cluster, attempt);
+                next.make_job(cluster, attempt, self.has_gates);
+            }
+            Action::ArriveAtGate { lift } => {
+                let (cluster, attempt, pod) = next.lifts.remove(lift);
+                next.lift(cluster, attempt, pod);
             }
             Action::Run { job, to } => next.run(job, to),
             Action::Remove { job } => drop(next.jobs.remove(job)),
@@ -242,6 +270,7 @@ impl Setup {
         world.left.silences -= 1;
         world.is_silent[cluster] = true;
         world.wire.retain(|(to, _)| *to != cluster);
+        world.lifts.retain(|(to, ..)| *to != cluster);
         if self.diallers_go_with_their_cluster {
             for dialler in 0..world.diallers.len() {
                 if world.diallers[dialler].cluster == cluster {
@@ -301,7 +330,7 @@ impl Setup {
             id: self.call.id.clone(),
             attempt: job.attempt,
             fingerprint: self.call.fingerprint.clone(),
-            state: job.view.observed(),
+            state: job.view.observed(self.has_gates),
             settled: job.is_settled,
         }
     }
@@ -339,6 +368,7 @@ impl World {
             && self.queue.is_empty()
             && self.timers.is_empty()
             && self.wire.is_empty()
+            && self.lifts.is_empty()
             && !has_stray
     }
 
@@ -376,14 +406,18 @@ impl World {
     }
 
     fn run(&mut self, job: usize, to: View) {
-        let Job { attempt, view, .. } = &mut self.jobs[job];
-        let is_fault = matches!(to, View::Waiting | View::Ended(End::NeverRan | End::Lost, _));
+        let Job { attempt, view, pods, .. } = &mut self.jobs[job];
+        let is_fault = matches!(to, View::Waiting(_) | View::Ended(End::NeverRan | End::Lost, _));
         self.left.faults -= u8::from(is_fault);
+        *pods += u8::from(matches!(to, View::Waiting(_)));
         *view = to;
+        if matches!(to, View::Running(_)) && self.ran.contains(attempt) {
+            self.flaws.note_second_pod();
+        }
         if let View::Ended(end @ (End::Answered | End::Busy), _) = to {
             self.ends.push((*attempt, end));
         }
-        if to != View::Ended(End::NeverRan, NOW) && !self.ran.contains(attempt) {
+        if matches!(to, View::Running(_)) && !self.ran.contains(attempt) {
             self.ran.push(*attempt);
             self.ran.sort_unstable();
         }

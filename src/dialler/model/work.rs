@@ -1,11 +1,13 @@
 //! The steps of a dialler: what [`crate::dialler::processing`] does, one step of I/O at a time.
 
 use super::Setup;
-use super::world::{At, Dialler, NOW, Place, Record, Todo, View, Work, World, at};
+use super::world::{At, Dialler, NOW, Place, Pods, Record, Todo, View, Work, World, at, pod};
 use crate::call::{Change, IllegalStep, Outcome, Status, StatusEvent};
 use crate::dialler::decide::{Asked, Step, decide};
 use crate::dialler::{limits, redial};
+use crate::job::Passed;
 use crate::job::advance::{Moments, advance, is_recorded, lost};
+use crate::job::gate::{Choice, choice, misses_its_pod};
 use crate::policy::DEFAULT_TRUNK;
 
 /// What becomes of a step.
@@ -93,6 +95,7 @@ impl Working<'_> {
             At::Requested => self.hear_of_the_start(),
             At::Find => self.find(),
             At::Follow(view, todo) => self.follow(view, todo),
+            At::Lift(pod) => self.lift(pod),
             At::Remove => self.remove(),
             At::LetGo(view) => self.when_fine(|step| step.let_go(view)),
         }
@@ -251,11 +254,13 @@ impl Working<'_> {
             return self.when_fine(|step| step.go_on(At::Wait(NOW)));
         }
         match self.luck {
-            Luck::Fine | Luck::AnswerLost => self.world.make_job(cluster, attempt),
+            Luck::Fine | Luck::AnswerLost => self.world.make_job(cluster, attempt, self.setup.has_gates),
             Luck::OnItsWay => self.world.wire.push((cluster, attempt)),
             Luck::NotDone => {}
         }
-        let at = if self.luck == Luck::Fine { At::Follow(View::Waiting, Vec::new()) } else { At::Read };
+        // What the watch has shown by then, or nothing.
+        let view = View::Waiting(Pods { gated: None, passed: Passed::Nobody });
+        let at = if self.luck == Luck::Fine { At::Follow(view, Vec::new()) } else { At::Read };
         self.go_on(at)
     }
 
@@ -320,7 +325,12 @@ impl Working<'_> {
     fn follow(&mut self, view: View, mut todo: Vec<Todo>) -> Then {
         if todo.is_empty() {
             let Some(last) = self.work.last.clone() else { return Then::Impossible };
-            let changes = advance(&last.event, &view.observed(), self.moments());
+            if misses_its_pod(&last.event, &view.observed(self.setup.has_gates))
+                && view != self.world.view(self.cluster, self.attempt())
+            {
+                return self.find();
+            }
+            let changes = advance(&last.event, &view.observed(self.setup.has_gates), self.moments());
             todo = changes.into_iter().map(Todo).collect();
         }
         if todo.is_empty() { self.wait_for_news(view) } else { self.advance(view, todo) }
@@ -351,7 +361,20 @@ impl Working<'_> {
     }
 
     fn wait_for_news(&mut self, view: View) -> Then {
-        let is_late = |last| limits::has_not_started_in_time(last, &view.observed(), self.moments());
+        let last = self.last().cloned();
+        match (last.and_then(|last| choice(&last, &view.observed(self.setup.has_gates))), view) {
+            _ if self.moments().start_is_late() => {}
+            (Some(Choice::Choose(_)), View::Waiting(Pods { gated: Some(pod), .. })) => return self.choose(pod),
+            // Lifted already, as far as is known here: only news say otherwise.
+            (Some(Choice::Lift(_)), View::Waiting(Pods { gated: Some(pod), .. }))
+                if self.world.view(self.cluster, self.attempt()) == view =>
+            {
+                return self.go_on_if_fine(At::Lift(pod));
+            }
+            _ => {}
+        }
+        let is_late =
+            |last| limits::has_not_started_in_time(last, &view.observed(self.setup.has_gates), self.moments());
         if !self.work.is_stopped && self.last().is_some_and(is_late) {
             return self.look_before_it_is_removed();
         }
@@ -391,11 +414,37 @@ impl Working<'_> {
             return self.fail();
         }
         match (self.luck, self.world.view(self.cluster, self.attempt())) {
-            (Luck::Fine, View::Waiting) => self.go_on(At::Remove),
+            (Luck::Fine, View::Waiting(_)) => self.go_on(At::Remove),
             (Luck::Fine, view) => self.go_on(At::Follow(view, Vec::new())),
             (Luck::NotDone, _) => self.fail_once(),
             _ => Then::Impossible,
         }
+    }
+
+    fn choose(&mut self, number: u8) -> Then {
+        let then = self.record(Change::Chosen { pod: pod(number) });
+        if self.luck == Luck::Fine && self.work.at == At::Decide && self.last().is_some_and(|last| last.pod.is_some()) {
+            self.work.at = At::Lift(number);
+        }
+        then
+    }
+
+    fn lift(&mut self, pod: u8) -> Then {
+        if !self.is_answered() {
+            return self.fail();
+        }
+        let (cluster, attempt) = (self.cluster, self.attempt());
+        match self.luck {
+            Luck::Fine | Luck::AnswerLost => self.world.lift(cluster, attempt, pod),
+            Luck::OnItsWay => self.world.lifts.push((cluster, attempt, pod)),
+            Luck::NotDone => return self.fail_once(),
+        }
+        let view = self.world.view(cluster, attempt);
+        self.go_on(if self.luck == Luck::Fine { At::Follow(view, Vec::new()) } else { At::Read })
+    }
+
+    fn go_on_if_fine(&mut self, at: At) -> Then {
+        self.when_fine(|step| step.go_on(at))
     }
 
     /// Removes a Job that does not start.
@@ -407,7 +456,8 @@ impl Working<'_> {
             Luck::Fine => {
                 self.remove_job();
                 self.work.is_stopped = true;
-                self.go_on(At::Follow(View::Waiting, Vec::new()))
+                let view = self.world.view(self.cluster, self.attempt());
+                self.go_on(At::Follow(view, Vec::new()))
             }
             Luck::NotDone => self.fail_once(),
             _ => Then::Impossible,

@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::graph::hash;
 use super::properties::Flaws;
-use crate::call::{Change, Outcome, Status, StatusEvent};
-use crate::job::{Ending, Observed, Ran};
+use crate::call::{Change, Outcome, PodRef, Status, StatusEvent};
+use crate::job::{Ending, Gate, Observed, Passed, Ran};
 
 /// A moment. An attempt has one tick to start and is over after two; whatever is awaited for less is done within one.
 pub(super) type Tick = u8;
@@ -53,6 +53,8 @@ pub(super) struct World {
     pub(super) jobs: Vec<Job>,
     /// Requests to make a Job that are on their way while nobody waits for their answer.
     pub(super) wire: Vec<(usize, u32)>,
+    /// The same for those to lift the gate of a pod.
+    pub(super) lifts: Vec<(usize, u32, u8)>,
     /// How often a Job was made, by attempt.
     pub(super) starts: Vec<(u32, u8)>,
     /// How the Jobs ended by themselves, by attempt, where that can be heard.
@@ -99,6 +101,7 @@ struct Key {
     is_final: bool,
     outcome: Option<Outcome>,
     cluster: Option<u8>,
+    pod: Option<u8>,
     moments: [Option<i64>; 6],
 }
 
@@ -113,6 +116,7 @@ impl Record {
             is_final: event.is_final,
             outcome: event.outcome.filter(|_| has_failed),
             cluster: event.cluster.as_ref().filter(|_| is_active).map(|cluster| cluster.as_bytes()[0]),
+            pod: event.pod.as_ref().filter(|_| is_active).map(|pod| pod.uid.as_bytes()[0]),
             moments: [
                 seconds(event.created_at, is_active),
                 seconds(event.ends_by, is_active),
@@ -253,6 +257,8 @@ pub(super) enum At {
     Find,
     /// Append what the Job shows, and wait for news of it.
     Follow(View, Vec<Todo>),
+    /// Lift the gate of a pod, as the log says.
+    Lift(u8),
     /// Remove the Job, which does not start in time.
     Remove,
     /// Let the Job go.
@@ -280,6 +286,8 @@ pub(super) struct Job {
     pub(super) cluster: usize,
     pub(super) attempt: u32,
     pub(super) view: View,
+    /// How many pods it has made.
+    pub(super) pods: u8,
     pub(super) is_being_removed: bool,
     pub(super) is_settled: bool,
 }
@@ -287,10 +295,18 @@ pub(super) struct Job {
 /// Where a Job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum View {
-    Waiting,
+    Waiting(Pods),
     Running(Tick),
     Ended(End, Tick),
     Gone,
+}
+
+/// The pods of a Job that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Pods {
+    /// The one that waits at its gate.
+    pub(super) gated: Option<u8>,
+    pub(super) passed: Passed,
 }
 
 /// How a Job ends by itself.
@@ -329,12 +345,27 @@ impl Work {
     }
 }
 
+impl Pods {
+    /// One pod, and no other.
+    pub(super) fn one(number: u8, has_gates: bool) -> Self {
+        let (gated, passed) = if has_gates { (Some(number), Passed::Nobody) } else { (None, Passed::Lives) };
+        Self { gated, passed }
+    }
+}
+
+/// A pod by its number; a digit tells it from others of its Job.
+pub(super) fn pod(number: u8) -> PodRef {
+    PodRef { name: String::new(), uid: char::from(b'0' + number).to_string() }
+}
+
 impl View {
-    pub(super) fn observed(self) -> Observed {
+    pub(super) fn observed(self, has_gates: bool) -> Observed {
         match self {
-            View::Waiting => Observed::Waiting { reason: None },
+            View::Waiting(Pods { gated, passed }) => {
+                Observed::Waiting { reason: None, gate: Gate { waits: gated.map(pod), passed } }
+            }
             View::Running(since) => Observed::Running { started_at: at(since) },
-            View::Ended(end, then) => Observed::Ended(end.ending(then)),
+            View::Ended(end, then) => Observed::Ended(end.ending(then, has_gates)),
             View::Gone => Observed::Gone,
         }
     }
@@ -358,7 +389,7 @@ impl End {
         }
     }
 
-    fn ending(self, then: Tick) -> Ending {
+    fn ending(self, then: Tick, has_gate: bool) -> Ending {
         let (ran, exit_code) = match self {
             End::Answered => (Ran::Yes, Some(0)),
             End::Busy => (Ran::Yes, Some(1)),
@@ -368,6 +399,7 @@ impl End {
         Ending {
             succeeded: self == End::Answered,
             ran,
+            has_gate,
             exit_code,
             message: exit_code.map(|_| "Call state: DISCONNECTED (last code: 486)".to_owned()),
             reason: None,
@@ -425,6 +457,15 @@ impl World {
         self.jobs.iter_mut().find(|job| (job.cluster, job.attempt) == (cluster, attempt))
     }
 
+    /// Lifts the gate of a pod, if it waits there still.
+    pub(super) fn lift(&mut self, cluster: usize, attempt: u32, pod: u8) {
+        if let Some(Job { view: View::Waiting(pods), .. }) = self.job_mut(cluster, attempt)
+            && pods.gated == Some(pod)
+        {
+            *pods = Pods { gated: None, passed: Passed::Lives };
+        }
+    }
+
     /// What a cluster says of an attempt's Job.
     pub(super) fn view(&self, cluster: usize, attempt: u32) -> View {
         self.job(cluster, attempt).map_or(View::Gone, |job| job.view)
@@ -435,11 +476,12 @@ impl World {
     }
 
     /// Makes a Job unless there is one of that name.
-    pub(super) fn make_job(&mut self, cluster: usize, attempt: u32) {
+    pub(super) fn make_job(&mut self, cluster: usize, attempt: u32, has_gates: bool) {
         if self.job(cluster, attempt).is_some() {
             return;
         }
-        let job = Job { cluster, attempt, view: View::Waiting, is_being_removed: false, is_settled: false };
+        let view = View::Waiting(Pods::one(1, has_gates));
+        let job = Job { cluster, attempt, view, pods: 1, is_being_removed: false, is_settled: false };
         self.jobs.push(job);
         self.jobs.sort_by_key(|job| (job.cluster, job.attempt));
         match self.starts.iter_mut().find(|(started, _)| *started == attempt) {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use super::{HAND_BACK, Next, Processing};
 use crate::call::{Change, Outcome};
 use crate::clock::now;
@@ -15,10 +17,11 @@ use crate::job_watch::{Follower, Report};
 use crate::nats::NatsError;
 use crate::policy::Wanted;
 use crate::policy::breaker::Ending;
-use crate::retry;
 use crate::runner::RunnerError;
 use crate::status_log::Recorded;
 
+/// How long before its turn a call is claimed whose pod waits for that turn at its gate.
+const LEAD: SignedDuration = SignedDuration::from_secs(1);
 /// How long a call stays in the window whose trunk is not configured here.
 const UNKNOWN_TRUNK_DELAY: Duration = Duration::from_secs(1);
 
@@ -38,17 +41,11 @@ impl Processing<'_> {
             }
             return self.give_back(&held.why).await;
         }
-        if trunks.is_paced(trunk) && !std::mem::take(&mut self.has_turn) {
-            let closing = &self.dialler.closing;
-            let turn = tokio::select! {
-                turn = retry::until_stopped(closing, "reserve a turn", || trunks.turn(trunk)) => turn,
-                () = closing.cancelled() => None,
-            };
-            if turn.is_none() {
-                return HAND_BACK;
-            }
-            self.has_turn = true;
-            return Next::Decide;
+        if self.lacks_a_turn() {
+            // The pod of a Job is there some moments after its claim.
+            let waits_at_a_gate = defaults.pod_gate && self.dialler.runner.info().has_gates;
+            let lead = if waits_at_a_gate { LEAD } else { SignedDuration::ZERO };
+            return if self.take_turn(lead).await { Next::Decide } else { HAND_BACK };
         }
         let (job, ends_by) = (self.call.name.job(attempt), limits::ends_by(&self.call, defaults, now()));
         match trunks.breakers.admit(trunk, &job, ends_by).await {

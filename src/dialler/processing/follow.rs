@@ -16,6 +16,9 @@ use crate::runner::RunnerError;
 /// How often whoever follows a Job reads the log again, should a wake-up have been lost.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(5);
 
+/// How often whoever is held at the gate by a pause looks whether it has ended.
+const HELD_AGAIN_EVERY: Duration = Duration::from_secs(1);
+
 /// What became of a Job that was to be removed since it did not start in time.
 enum Stopped {
     Now,
@@ -39,6 +42,9 @@ impl Processing<'_> {
             if let ControlFlow::Break(next) = Box::pin(self.advance_to(&observed)).await {
                 return next;
             }
+            if let ControlFlow::Break(next) = Box::pin(self.at_the_gate(&observed)).await {
+                return next;
+            }
             if self.has_not_started_in_time(&observed) {
                 match Box::pin(self.stop_unless_started()).await {
                     Stopped::Now => {}
@@ -52,7 +58,7 @@ impl Processing<'_> {
             let before = after(self.last.as_ref());
             let news = tokio::select! {
                 news = follower.next() => news,
-                () = tokio::time::sleep(self.until_next_look()) => News::Woken,
+                () = tokio::time::sleep(self.until_next_look(&observed)) => News::Woken,
                 () = self.dialler.closing.cancelled() => return HAND_BACK,
             };
             observed = match news {
@@ -78,7 +84,10 @@ impl Processing<'_> {
     }
 
     /// Until the log is read again, or the attempt's time to start or to end is over.
-    fn until_next_look(&self) -> Duration {
+    fn until_next_look(&self, observed: &Observed) -> Duration {
+        if self.is_held_at_the_gate(observed) {
+            return HELD_AGAIN_EVERY;
+        }
         let Moments { now, start_by, ends_by, .. } = self.moments();
         let ahead = [start_by, ends_by].into_iter().filter(|moment| *moment > now);
         let next = ahead.min().and_then(|moment| Duration::try_from(moment.duration_since(now)).ok());
@@ -86,7 +95,7 @@ impl Processing<'_> {
     }
 
     fn has_not_started_in_time(&mut self, observed: &Observed) -> bool {
-        if let Observed::Waiting { reason: Some(reason) } = observed {
+        if let Observed::Waiting { reason: Some(reason), .. } = observed {
             self.waits_for.get_or_insert_with(|| reason.clone());
         }
         let last = self.last.as_ref().map(|last| &last.event);
@@ -155,7 +164,7 @@ impl Processing<'_> {
         }
     }
 
-    fn let_go(&self, observed: &Observed) -> Next {
+    pub(super) fn let_go(&self, observed: &Observed) -> Next {
         fail::fail_point!("after-end", |_| HAND_BACK);
         self.dialler.reconciler.let_go(self.job(), has_ended(observed));
         Next::Decide
@@ -164,8 +173,11 @@ impl Processing<'_> {
     /// What a report says, asked anew where it says nothing, or not how the attempt ended.
     async fn confirmed(&self, report: Report) -> Result<Observed, RunnerError> {
         match report {
-            Report::State(observed) => confirmed(observed, &self.job(), &*self.dialler.runner).await,
-            Report::Unknown => Ok(Observed::Waiting { reason: None }),
+            Report::State(observed) => match &self.last {
+                Some(last) => confirmed(observed, &self.job(), &last.event, &*self.dialler.runner).await,
+                None => Ok(observed),
+            },
+            Report::Unknown => Ok(Observed::waiting()),
             Report::Missing => Ok(self.dialler.runner.find(&self.job()).await?.map_or(Observed::Gone, |job| job.state)),
         }
     }

@@ -1,9 +1,10 @@
 //! The processing of one delivery, step by step, and what every step has in common: it begins with what was read of the log, ends
 //! with what is recorded there, and treats errors in one way. Steps that are more than one record are below: [`attempt`] has those that
-//! dial, [`follow`] what lasts until the call has ended, [`handover`] those that leave it to others.
+//! dial, [`follow`] what lasts until the call has ended, [`gate`] how its pod comes to run, [`handover`] those that leave it to others.
 
 mod attempt;
 mod follow;
+mod gate;
 mod handover;
 
 use std::time::Duration;
@@ -32,7 +33,8 @@ pub(super) struct Processing<'a> {
     last: Option<Recorded>,
     read_at: Timestamp,
     retry: Retry,
-    has_turn: bool,
+    /// When its turn comes on a trunk that has a pace.
+    turn: Option<Timestamp>,
     permit: Option<PrefetchPermit>,
     /// When this delivery came.
     began: Timestamp,
@@ -74,7 +76,7 @@ impl<'a> Processing<'a> {
             last: None,
             read_at: now(),
             retry,
-            has_turn: false,
+            turn: None,
             permit,
             began: now(),
             waits_for: None,

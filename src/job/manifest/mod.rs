@@ -45,9 +45,9 @@ pub fn build(call: &Call, attempt: u32, defaults: &JobDefaults) -> JobOrder {
 }
 
 /// [`build`] for a Job that nobody will settle (`dumpjob`, `startjob`): Kubernetes removes it by itself,
-/// `JOB_TTL_SECONDS` after its end.
+/// `JOB_TTL_SECONDS` after its end, and its pod has no gate.
 pub fn build_unattended(call: &Call, attempt: u32, defaults: &JobDefaults) -> JobOrder {
-    let mut order = build(call, attempt, defaults);
+    let mut order = build(call, attempt, &JobDefaults { pod_gate: false, ..defaults.clone() });
     if let Some(spec) = &mut order.job.spec {
         spec.ttl_seconds_after_finished = Some(defaults.ttl_seconds);
     }

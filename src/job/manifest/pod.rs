@@ -1,14 +1,14 @@
 //! The pod around the caller: its directories, its user and what it is not allowed to do.
 
 use k8s_openapi::api::core::v1::{
-    Container, ExecAction, HostPathVolumeSource, Lifecycle, LifecycleHandler, PodSecurityContext, PodSpec,
-    PodTemplateSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Container, ExecAction, HostPathVolumeSource, Lifecycle, LifecycleHandler, PodSchedulingGate, PodSecurityContext,
+    PodSpec, PodTemplateSpec, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{CONTAINER, INIT_CONTAINER, command, env, own_labels};
 use crate::call::Call;
-use crate::job::JobDefaults;
+use crate::job::{JobDefaults, POD_GATE};
 
 /// Seconds that a caller has to hang up once its pod is to be stopped. The BYE goes out at once; the rest is for its answer and for
 /// writing the recording down.
@@ -52,6 +52,7 @@ pub(super) fn pod_template(call: &Call, job: &str, defaults: &JobDefaults) -> Po
             node_selector: Some(spec.node_selector.as_ref().unwrap_or(&defaults.node_selector).clone())
                 .filter(|selector| !selector.is_empty()),
             restart_policy: Some("Never".to_owned()),
+            scheduling_gates: defaults.pod_gate.then(|| vec![PodSchedulingGate { name: POD_GATE.to_owned() }]),
             security_context: Some(pod_security(defaults)),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             volumes: unless_empty(host_directories(defaults).map(|directory| volume(&directory)).collect()),

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSchedulingGate, PodSpec};
 
 use super::*;
 use crate::call::spec::SipSettings;
+use crate::job::POD_GATE;
 use crate::job::samples::{call, defaults, spec};
 
 fn pod(job: &Job) -> &PodSpec {
@@ -91,6 +92,15 @@ fn the_deadline_covers_every_repetition_and_delay() {
     // 1.5 + 1 + 3 × 30 + 2 × 2 + 0.25 = 96.75, rounded up, and the margin.
     assert_eq!(pod_deadline(&spec, &defaults()), 97 + 600);
     assert_eq!(job_deadline(&spec, &defaults()), 97 + 600 + 600);
+}
+
+#[test]
+fn a_pod_waits_at_a_gate_unless_nobody_would_lift_it() {
+    let gates = |order: JobOrder| order.job.spec.unwrap().template.spec.unwrap().scheduling_gates;
+    let names = |gates: Vec<PodSchedulingGate>| gates.into_iter().map(|gate| gate.name).collect::<Vec<_>>();
+    assert_eq!(gates(build(&call(spec()), 1, &defaults())).map(names), Some(vec![POD_GATE.to_owned()]));
+    assert_eq!(gates(build(&call(spec()), 1, &JobDefaults { pod_gate: false, ..defaults() })), None);
+    assert_eq!(gates(build_unattended(&call(spec()), 1, &defaults())), None);
 }
 
 #[test]

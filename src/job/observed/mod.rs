@@ -3,12 +3,12 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::CONTAINER;
-use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, LABEL_SETTLED, ending};
-use crate::call::{CallId, Fingerprint};
+use super::{ANNOTATION_ATTEMPT, ANNOTATION_FINGERPRINT, ANNOTATION_ID, LABEL_SETTLED, POD_GATE, ending};
+use crate::call::{CallId, Fingerprint, PodRef};
 
 /// Longest termination message that is kept, in bytes: what the kubelet itself allows a container.
 pub const MAX_MESSAGE_BYTES: usize = 4096;
@@ -37,6 +37,8 @@ pub enum Observed {
     Waiting {
         /// What it waits for, where the cluster says so: no node, no image.
         reason: Option<String>,
+        /// How its pods stand at their gate.
+        gate: Gate,
     },
     /// Its container runs.
     Running {
@@ -49,6 +51,27 @@ pub enum Observed {
     Gone,
 }
 
+/// How the pods of an attempt stand at the gate that one of them may pass; nobody is there where pods have none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gate {
+    /// The oldest pod that waits before it.
+    pub waits: Option<PodRef>,
+    /// Those that have passed it.
+    pub passed: Passed,
+}
+
+/// What became of the pods that have passed the gate, or had none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Passed {
+    /// There are none.
+    #[default]
+    Nobody,
+    /// One is to run, or the Job is about to say what its end means.
+    Lives,
+    /// All were disrupted or replaced; and whether a container ran.
+    Over(Ran),
+}
+
 /// How an attempt ended: what the Job and the last of its pods say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {
@@ -56,6 +79,8 @@ pub struct Ending {
     pub succeeded: bool,
     /// Whether the caller's container ran at all.
     pub ran: Ran,
+    /// Whether its pods had a gate, so that none ran but the chosen one.
+    pub has_gate: bool,
     /// The caller's exit code; absent when no container ran to its end.
     pub exit_code: Option<i32>,
     /// The termination message: the end of the caller's log.
@@ -69,7 +94,7 @@ pub struct Ending {
 }
 
 /// Whether a caller's container ran.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ran {
     /// It did, and its end is known.
@@ -126,14 +151,52 @@ fn is_settled(job: &Job) -> bool {
 impl Observed {
     /// Where an attempt stands. Its pods say so first: the Job's status follows theirs a second later.
     pub fn of(job: &Job, pods: &[&Pod]) -> Self {
+        // What waits before its gate says nothing of the attempt.
+        let (gated, pods): (Vec<&Pod>, Vec<&Pod>) =
+            pods.iter().copied().partition(|pod| pod.spec.as_ref().is_some_and(is_gated));
         if end(job).is_some() || pods.iter().any(|pod| ends_the_attempt(job, pod)) {
-            return Self::Ended(Ending::of(job, pods));
+            return Self::Ended(Ending::of(job, &pods));
         }
         match pods.iter().filter_map(|pod| running_since(pod)).min() {
             Some(started_at) => Self::Running { started_at },
-            None => Self::Waiting { reason: ending::waiting_for(pods) },
+            None => Self::Waiting { reason: ending::waiting_for(&pods), gate: Gate::of(job, &gated, &pods) },
         }
     }
+
+    /// A Job of which no more is known than that it is there.
+    pub fn waiting() -> Self {
+        Self::Waiting { reason: None, gate: Gate::default() }
+    }
+}
+
+impl Gate {
+    fn of(job: &Job, gated: &[&Pod], passed: &[&Pod]) -> Self {
+        let is_wanted = |pod: &&&Pod| pod.metadata.deletion_timestamp.is_none();
+        let waits = gated.iter().filter(is_wanted).min_by_key(|pod| ending::age(pod));
+        // What a pod's end means that was not disrupted, the Job says; and of one that goes with its Job, nothing.
+        let is_replaced = !is_being_deleted(job) && (waits.is_some() || passed.iter().all(|pod| is_disrupted(pod)));
+        let passed = match passed {
+            [] => Passed::Nobody,
+            pods if is_replaced && pods.iter().all(|pod| is_over(pod)) => Passed::Over(ending::ran(job, pods)),
+            _ => Passed::Lives,
+        };
+        Self { waits: waits.and_then(|pod| reference(pod)), passed }
+    }
+}
+
+fn reference(pod: &Pod) -> Option<PodRef> {
+    Some(PodRef { name: pod.metadata.name.clone()?, uid: pod.metadata.uid.clone()? })
+}
+
+/// Whether a pod waits to be chosen. Gates of others do not count.
+pub(super) fn is_gated(pod: &PodSpec) -> bool {
+    pod.scheduling_gates.iter().flatten().any(|gate| gate.name == POD_GATE)
+}
+
+/// Whether no container of a pod runs any more, nor ever will.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) || terminated(pod).is_some()
 }
 
 /// Whether the Job has ended, and as a success; with the condition that says so. `FailureTarget` and `SuccessCriteriaMet` do not

@@ -72,7 +72,11 @@ fn has_ended(observed: &Observed) -> Option<bool> {
 }
 
 fn waiting() -> Observed {
-    Observed::Waiting { reason: None }
+    Observed::waiting()
+}
+
+fn lives() -> Gate {
+    Gate { waits: None, passed: Passed::Lives }
 }
 
 fn running(since: &str) -> Pod {
@@ -152,7 +156,91 @@ fn the_order_of_the_pods_does_not_matter() {
         "conditions": [{"type": "DisruptionTarget", "status": "True"}]});
     drained.status = serde_json::from_value(evicted).unwrap();
     let replacement = pod("2026-06-01T10:01:01Z", json!({"phase": "Pending"}));
-    assert_eq!(both_ways(drained, replacement), waiting(), "the pod that replaces it waits for nothing");
+    assert_eq!(
+        both_ways(drained, replacement),
+        Observed::Waiting { reason: None, gate: lives() },
+        "the pod that replaces it waits for nothing"
+    );
+}
+
+/// A pod that waits at its gate.
+fn gated(made: &str, name: &str) -> Pod {
+    let mut pod = pod(
+        made,
+        json!({"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "waits for its gate"}]}),
+    );
+    pod.spec = serde_json::from_value(json!({"containers": [], "schedulingGates": [{"name": POD_GATE}]})).unwrap();
+    (pod.metadata.name, pod.metadata.uid) = (Some(name.to_owned()), Some(format!("uid-{name}")));
+    pod
+}
+
+fn at_gate(waits: Option<&str>, passed: Passed) -> Observed {
+    let waits = waits.map(|name| PodRef { name: name.to_owned(), uid: format!("uid-{name}") });
+    Observed::Waiting { reason: None, gate: Gate { waits, passed } }
+}
+
+fn disrupted(mut pod: Pod, reason: &str) -> Pod {
+    let condition = json!([{"type": "DisruptionTarget", "status": "True", "reason": reason}]);
+    pod.status.get_or_insert_default().conditions = serde_json::from_value(condition).unwrap();
+    pod
+}
+
+#[test]
+fn the_oldest_pod_at_the_gate_is_the_one_that_may_pass() {
+    let job = job(json!({"active": 2}));
+    let (older, younger) = (gated("2026-06-01T10:00:00Z", "b"), gated("2026-06-01T10:00:01Z", "a"));
+    assert_eq!(state(&job, &[younger.clone(), older.clone()]), at_gate(Some("b"), Passed::Nobody));
+    let mut removed = older.clone();
+    removed.metadata.deletion_timestamp = Some(Time(time("2026-06-01T10:00:02Z")));
+    assert_eq!(state(&job, &[removed, younger.clone()]), at_gate(Some("a"), Passed::Nobody));
+    // Another one's gate is not ours to lift, and says what is waited for.
+    let mut of_another = older;
+    of_another.spec =
+        serde_json::from_value(json!({"containers": [], "schedulingGates": [{"name": "kueue"}]})).unwrap();
+    let Observed::Waiting { reason, gate } = state(&job, &[of_another]) else { panic!("it waits") };
+    assert_eq!((reason.unwrap().split(':').next(), gate), (Some("SchedulingGated"), lives()));
+    // One that waits at the gate has no say beside one that has passed it.
+    let runs = Observed::Running { started_at: time("2026-06-01T10:00:03Z") };
+    assert_eq!(state(&job, &[running("2026-06-01T10:00:03Z"), younger.clone()]), runs);
+    let end = ending(&self::job(failed("BackoffLimitExceeded", "")), &[ended(1, "its log", "2026-06-01T10:01:00Z")]);
+    let beside = [ended(1, "its log", "2026-06-01T10:01:00Z"), younger];
+    assert_eq!(state(&self::job(failed("BackoffLimitExceeded", "")), &beside), Observed::Ended(end));
+}
+
+#[test]
+fn a_pod_that_was_disrupted_after_the_gate_is_over_for_good() {
+    let job = job(json!({"active": 1}));
+    let next = || gated("2026-06-01T10:02:00Z", "next");
+    let phase = |phase: &str| pod("2026-06-01T10:00:00Z", json!({"phase": phase}));
+    for (what, first, is_next_there, passed) in [
+        ("it is to run", phase("Pending"), true, Passed::Lives),
+        (
+            "it ran, and was drained",
+            disrupted(ended(1, "", "2026-06-01T10:01:00Z"), "EvictionByEvictionAPI"),
+            false,
+            Passed::Over(Ran::Yes),
+        ),
+        ("it never ran", disrupted(phase("Failed"), "PreemptionByScheduler"), true, Passed::Over(Ran::No)),
+        (
+            "nobody knows, its node is gone",
+            disrupted(phase("Failed"), "DeletionByPodGC"),
+            true,
+            Passed::Over(Ran::Unknown),
+        ),
+        ("it was deleted and is replaced", phase("Failed"), true, Passed::Over(Ran::No)),
+        ("it was deleted, and the Job will say what that means", phase("Failed"), false, Passed::Lives),
+    ] {
+        let pods: Vec<Pod> = [first].into_iter().chain(is_next_there.then(next)).collect();
+        let waits = is_next_there.then_some("next");
+        let Observed::Waiting { gate, .. } = state(&job, &pods) else { panic!("{what}: it waits") };
+        assert_eq!(Observed::Waiting { reason: None, gate }, at_gate(waits, passed), "{what}");
+    }
+    // What goes with its Job, goes by that.
+    let mut stopped = job;
+    stopped.metadata.deletion_timestamp = Some(Time(time("2026-06-01T10:00:50Z")));
+    let drained = disrupted(ended(1, "", "2026-06-01T10:01:00Z"), "EvictionByEvictionAPI");
+    assert_eq!(state(&stopped, &[drained]), at_gate(None, Passed::Lives));
 }
 
 #[test]
@@ -161,7 +249,7 @@ fn what_an_attempt_waits_for_is_in_the_clusters_words() {
         "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}]});
     let observed = state(&job(json!({"active": 1})), &[pod("2026-06-01T10:00:00Z", unschedulable)]);
     let reason = Some("Unschedulable: 0/3 nodes are available".to_owned());
-    assert_eq!(observed, Observed::Waiting { reason });
+    assert_eq!(observed, Observed::Waiting { reason, gate: lives() });
 }
 
 #[test]
@@ -259,6 +347,7 @@ fn an_answered_call_has_no_reason() {
     let expected = Ending {
         succeeded: true,
         ran: Ran::Yes,
+        has_gate: true,
         exit_code: Some(0),
         message: None,
         reason: None,
@@ -297,6 +386,7 @@ fn a_job_without_a_pod_ends_when_the_job_did() {
     let expected = Ending {
         succeeded: false,
         ran: Ran::Unknown,
+        has_gate: true,
         exit_code: None,
         message: None,
         reason: Some("DeadlineExceeded: Job was active longer than specified deadline".to_owned()),

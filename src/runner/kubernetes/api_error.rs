@@ -34,6 +34,11 @@ impl ApiError {
         matches!(self, Self::Answer(status) if status.is_not_found())
     }
 
+    /// Whether an object has another UID than the patch of it names.
+    pub(super) fn is_of_another(&self) -> bool {
+        matches!(self, Self::Answer(status) if status.code == 422 || status.code == 409 && status.message.contains("UID"))
+    }
+
     /// Whether the operator lacks a right.
     pub(super) fn forbidden(&self) -> bool {
         matches!(self, Self::Answer(status) if status.is_forbidden())

@@ -54,7 +54,7 @@ pub(super) async fn connect(settings: &KubernetesSettings) -> Result<(Client, Ru
         None => identity(&client, &settings.namespace).await?,
     };
     let namespace = settings.namespace.clone();
-    Ok((client, RunnerInfo { kind: "kubernetes", cluster, namespace, address }))
+    Ok((client, RunnerInfo { kind: "kubernetes", cluster, namespace, has_gates: true, address }))
 }
 
 /// A kubeconfig goes before the service account, as with `kubectl`.

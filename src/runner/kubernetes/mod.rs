@@ -24,8 +24,9 @@ pub use self::connect::{KubernetesSettings, cluster_is_configured};
 use self::trimmed::{Trim, Trimmed};
 use self::watch::SharedCache;
 use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
+use crate::call::PodRef;
 use crate::error_chain::error_chain;
-use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, SELECTOR};
+use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, POD_GATE, Passed, SELECTOR};
 
 /// How long any request but a watch may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -123,7 +124,7 @@ impl KubernetesRunner {
         answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
     }
 
-    /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, since the API server
+    /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, or which of them has passed the gate, since the API server
     /// looks at every pod of the namespace for that.
     async fn pods_of(&self, job: &Job) -> Result<Vec<Pod>, ApiError> {
         let known = {
@@ -132,6 +133,7 @@ impl KubernetesRunner {
         };
         let says_enough = |pods: &Vec<Pod>| match ObservedJob::of(job, pods).map(|job| job.state) {
             Some(Observed::Ended(ending)) => ending.exit_code.is_some(),
+            Some(Observed::Waiting { gate, .. }) => gate.waits.is_none() || gate.passed != Passed::Nobody,
             _ => true,
         };
         if let Some(pods) = known.filter(says_enough) {
@@ -164,6 +166,18 @@ impl Runner for KubernetesRunner {
     async fn start(&self, order: &JobOrder) -> Result<(), StartError> {
         let job = self.create_or_adopt(order).await?;
         self.provide_passwords(order, &job).await
+    }
+
+    async fn lift_gate(&self, pod: &PodRef) -> Result<(), RunnerError> {
+        // Of another pod that has the name now, the server refuses to change the UID.
+        let patch = serde_json::json!({
+            "metadata": {"uid": pod.uid},
+            "spec": {"schedulingGates": [{"$patch": "delete", "name": POD_GATE}]},
+        });
+        match answer(self.pods.patch_metadata(&pod.name, &patched(), &Patch::Strategic(patch))).await {
+            Err(error) if error.is_of_another() => Ok(()),
+            other => Ok(gone_is_fine(other)?),
+        }
     }
 
     async fn find(&self, name: &str) -> Result<Option<ObservedJob>, RunnerError> {

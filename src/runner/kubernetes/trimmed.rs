@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStatus, Pod, PodCondition, PodSchedulingGate, PodSpec, PodStatus, PodTemplateSpec,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::de::DeserializeOwned;
@@ -49,12 +51,26 @@ pub(super) struct JobForm {
 struct JobSpecForm {
     backoff_limit: Option<i32>,
     ttl_seconds_after_finished: Option<i32>,
+    #[serde(default)]
+    template: TemplateForm,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct TemplateForm {
+    spec: Option<PodSpecForm>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct PodForm {
     metadata: MetadataForm,
+    spec: Option<PodSpecForm>,
     status: Option<PodStatusForm>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpecForm {
+    scheduling_gates: Option<Vec<PodSchedulingGate>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -89,9 +105,10 @@ struct MetadataForm {
 
 impl From<JobForm> for Job {
     fn from(JobForm { metadata, spec, status }: JobForm) -> Self {
-        let spec = spec.map(|JobSpecForm { backoff_limit, ttl_seconds_after_finished }| JobSpec {
+        let spec = spec.map(|JobSpecForm { backoff_limit, ttl_seconds_after_finished, template }| JobSpec {
             backoff_limit,
             ttl_seconds_after_finished,
+            template: PodTemplateSpec { metadata: None, spec: template.spec.map(PodSpec::from) },
             ..Default::default()
         });
         Self { metadata: metadata.into(), spec, status }
@@ -103,14 +120,27 @@ impl From<Job> for JobForm {
         let spec = spec.map(|spec| JobSpecForm {
             backoff_limit: spec.backoff_limit,
             ttl_seconds_after_finished: spec.ttl_seconds_after_finished,
+            template: TemplateForm { spec: spec.template.spec.map(PodSpecForm::from) },
         });
         Self { metadata: metadata.into(), spec, status }
     }
 }
 
 impl From<Pod> for PodForm {
-    fn from(Pod { metadata, spec: _, status }: Pod) -> Self {
-        Self { metadata: metadata.into(), status: status.map(PodStatusForm::from) }
+    fn from(Pod { metadata, spec, status }: Pod) -> Self {
+        Self { metadata: metadata.into(), spec: spec.map(PodSpecForm::from), status: status.map(PodStatusForm::from) }
+    }
+}
+
+impl From<PodSpec> for PodSpecForm {
+    fn from(spec: PodSpec) -> Self {
+        Self { scheduling_gates: spec.scheduling_gates }
+    }
+}
+
+impl From<PodSpecForm> for PodSpec {
+    fn from(form: PodSpecForm) -> Self {
+        Self { scheduling_gates: form.scheduling_gates, ..Self::default() }
     }
 }
 
@@ -145,8 +175,8 @@ impl From<ObjectMeta> for MetadataForm {
 }
 
 impl From<PodForm> for Pod {
-    fn from(PodForm { metadata, status }: PodForm) -> Self {
-        Self { metadata: metadata.into(), spec: None, status: status.map(PodStatus::from) }
+    fn from(PodForm { metadata, spec, status }: PodForm) -> Self {
+        Self { metadata: metadata.into(), spec: spec.map(PodSpec::from), status: status.map(PodStatus::from) }
     }
 }
 
@@ -234,9 +264,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::job::ObservedJob;
     use crate::job::manifest::build;
     use crate::job::samples::{call, defaults, spec};
+    use crate::job::{ObservedJob, POD_GATE};
 
     fn job(status: &Value, ttl: Option<i32>, deletion_timestamp: Option<Time>) -> Job {
         let mut job = build(&call(spec()), 2, &defaults()).job;
@@ -246,13 +276,14 @@ mod tests {
         job
     }
 
-    fn pod(state: &Value) -> Pod {
+    fn pod(state: &Value, gates: &[&str]) -> Pod {
+        let gates: Vec<_> = gates.iter().map(|name| json!({"name": name})).collect();
         let container = json!({"name": "sip-caller", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state});
         let condition =
             json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"});
         serde_json::from_value(json!({
             "metadata": {"name": "p", "uid": "u", "creationTimestamp": "2026-06-01T10:00:00Z", "labels": {"app": "x"}},
-            "spec": {"containers": [{"name": "sip-caller"}]},
+            "spec": {"containers": [{"name": "sip-caller"}], "schedulingGates": gates},
             "status": {"phase": "Running", "conditions": [condition], "containerStatuses": [container]},
         }))
         .expect("a pod")
@@ -277,8 +308,11 @@ mod tests {
         ];
         let deleted_at = Some(Time("2026-06-01T09:00:00Z".parse::<Timestamp>().expect("RFC 3339")));
         for (status, state) in statuses.iter().flat_map(|status| states.iter().map(move |state| (status, state))) {
-            for (ttl, deleted_at) in [(None, None), (Some(60), None), (None, deleted_at.clone())] {
-                let (job, pod) = (job(status, ttl, deleted_at), pod(state));
+            let gates: [&[&str]; 3] = [&[], &["another's"], &[POD_GATE, "another's"]];
+            for ((ttl, deleted_at), gates) in
+                [(None, None), (Some(60), None), (None, deleted_at.clone())].into_iter().zip(gates)
+            {
+                let (job, pod) = (job(status, ttl, deleted_at), pod(state, gates));
                 let seen = ObservedJob::of(&job, [&pod]);
                 assert!(seen.is_some());
                 assert_eq!(ObservedJob::of(&trimmed(&job), [&trimmed(&pod)]), seen, "{status} {state}");

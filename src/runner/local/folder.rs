@@ -69,6 +69,7 @@ impl From<Exit> for Ending {
         Self {
             succeeded: exit.succeeded(),
             ran: exit.ran,
+            has_gate: false,
             exit_code: exit.exit_code,
             message: exit.message,
             reason: exit.reason,

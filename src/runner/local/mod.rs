@@ -26,6 +26,7 @@ use self::fleet::Fleet;
 pub use self::secrets::SecretsError;
 pub use self::state_dir::OpenError;
 use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
+use crate::call::PodRef;
 use crate::job::{JobOrder, ObservedJob};
 
 /// How long a caller has to hang up after SIGINT before it is killed.
@@ -75,7 +76,7 @@ impl LocalRunner {
         let fleet = Arc::new(fleet);
         tokio::spawn(fleet::watch(Arc::downgrade(&fleet)));
         Ok(Self {
-            info: RunnerInfo { kind: "local", cluster, namespace, address },
+            info: RunnerInfo { kind: "local", cluster, namespace, has_gates: false, address },
             fleet,
             starting: Default::default(),
         })
@@ -121,6 +122,11 @@ impl Runner for LocalRunner {
 
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError> {
         Ok(self.fleet.find(job))
+    }
+
+    /// A process waits before no gate.
+    async fn lift_gate(&self, _pod: &PodRef) -> Result<(), RunnerError> {
+        Ok(())
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {

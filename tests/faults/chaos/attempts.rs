@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
-use sipstuff_operator::call::{Outcome, Status};
+use sipstuff_operator::call::{Outcome, Status, StatusEvent};
 
 use super::checks::Report;
 use super::histories::{Attempt, Histories, attempts};
 use super::plan::Planned;
 use super::world::World;
+use crate::support::node::Start;
 
 /// How much later than its `ends_by` an attempt may end: whoever holds its message may have to be replaced (the ack wait, 30 s), may
 /// have given it back for another look (15 s), and may ask a silent API server once more (30 s).
@@ -28,28 +29,16 @@ pub fn lost(world: &World, histories: &Histories) -> HashSet<String> {
 }
 
 impl Report {
-    pub fn no_attempt_is_started_twice(&mut self, world: &World) {
-        let harmed = world.harmed();
-        let (mut by_us, mut by_kubernetes, mut deleted_unknown, mut unanswered) = (Vec::new(), Vec::new(), 0, 0);
-        for (job, starts) in self.histories.starts.iter().filter(|(_, starts)| starts.len() > 1) {
-            let jobs: HashSet<&str> = starts.iter().map(|start| start.job_uid.as_str()).collect();
-            let unknown_and_deleted = harmed.iter().any(|harmed| harmed.job == *job && !harmed.known_to_run);
-            let last = starts.iter().map(|start| start.at).max().expect("there are two or more");
-            match jobs.len() {
-                1 if starts.len() == 2 && world.control_was_upset(last) => unanswered += 1,
-                1 => by_kubernetes.push(job.clone()),
-                _ if unknown_and_deleted => deleted_unknown += 1,
-                _ => by_us.push(job.clone()),
-            }
-        }
-        self.notes.push(format!(
-            "attempts started again after their Job was deleted before the log knew that it ran: {deleted_unknown}"
-        ));
-        self.notes.push(format!(
-            "Jobs for which Kubernetes made a second pod, its API server having died before it answered: {unanswered}"
-        ));
-        self.expect_none("an attempt was started twice", by_us);
-        self.expect_none("Kubernetes started a second pod for a Job, although its API server was up", by_kubernetes);
+    pub fn no_attempt_is_started_twice(&mut self) {
+        let twice = self.histories.starts.iter().filter(|(_, starts)| starts.len() > 1);
+        let twice = twice.map(|(job, _)| job.clone()).collect();
+        self.expect_none("an attempt was started twice", twice);
+        let events = self.histories.by_name.values().flatten();
+        let chosen: HashSet<&str> = events.filter_map(|event| Some(event.pod.as_ref()?.uid.as_str())).collect();
+        let is_chosen = |start: &Start| chosen.contains(start.pod_uid.as_str());
+        let others = self.histories.starts.iter().filter(|(_, starts)| !starts.iter().all(is_chosen));
+        let others = others.map(|(job, _)| job.clone()).collect();
+        self.expect_none("a pod ran that was not chosen", others);
         let claimed: HashSet<&String> =
             self.histories.by_name.values().flatten().filter_map(|event| event.job.as_ref()).collect();
         let unclaimed = self.histories.starts.keys().filter(|job| !claimed.contains(job)).cloned().collect();
@@ -134,7 +123,15 @@ impl Report {
             pauses.iter().map(|(since, until)| until.duration_since(*since).as_secs_f64().max(0.0)).sum();
         self.notes.push(format!("{} pauses that all operators obeyed, {seconds:.1} s", pauses.len()));
         self.expect_none("a call was claimed in a pause", offenders);
+        let events = self.histories.by_name.values().flatten();
+        let chosen = events.filter(|event| is_choice(event) && in_a_pause(event.time));
+        let offenders = chosen.map(|event| event.name.to_string()).collect();
+        self.expect_none("a pod was let through in a pause", offenders);
     }
+}
+
+fn is_choice(event: &StatusEvent) -> bool {
+    event.status == Status::Pending && event.pod.is_some()
 }
 
 /// Whether it has ended since its time was up, and not by what its cluster said.

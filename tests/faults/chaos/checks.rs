@@ -49,7 +49,7 @@ impl Report {
         report.every_history_follows_the_rules();
         report.every_accepted_call_is_recorded(&calls, answers);
         report.every_call_ends_as_its_callee_answered(world, &calls);
-        report.no_attempt_is_started_twice(world);
+        report.no_attempt_is_started_twice();
         report.every_attempt_ends_in_time();
         report.an_end_is_unknown_only_where_it_was_lost(world);
         report.nobody_gives_an_attempt_up_before_its_time();

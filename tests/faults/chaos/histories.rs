@@ -44,13 +44,18 @@ impl Attempt<'_> {
 
 /// The attempts of a call, by its records.
 pub fn attempts(events: &[StatusEvent]) -> impl Iterator<Item = Attempt<'_>> {
-    let claims = events.iter().enumerate().filter(|(_, event)| event.status == Status::Pending);
+    let claims = events.iter().enumerate().filter(|(_, event)| is_claim(event));
     claims.map(|(number, claim)| Attempt { claim, end: events[number..].iter().find(|event| !is_active(event)) })
 }
 
 /// How many of them count.
 pub fn counted(events: &[StatusEvent]) -> usize {
     attempts(events).filter(|attempt| attempt.outcome() != Some(Outcome::NotStarted)).count()
+}
+
+/// Whether a record claims an attempt; another one of the same state says which pod was chosen.
+fn is_claim(event: &StatusEvent) -> bool {
+    event.status == Status::Pending && event.pod.is_none()
 }
 
 fn is_active(event: &StatusEvent) -> bool {
@@ -70,11 +75,13 @@ pub const RULES: [Rule; 7] = [
         ends == 1 && events.last().is_some_and(|event| event.is_final)
     }),
     ("a step is not in the diagram", |events| {
-        let before = std::iter::once(None).chain(events.iter().map(|event| Some(event.status)));
-        before.zip(events).all(|(before, event)| is_a_step(before, event.status))
+        let before = std::iter::once(None).chain(events.iter().map(Some));
+        before.zip(events).all(|(before, event)| {
+            is_a_step(before.map(|event| event.status), event.status) || is_choice(before, event)
+        })
     }),
     ("attempts do not count up from one", |events| {
-        let claims = events.iter().filter(|event| event.status == Status::Pending);
+        let claims = events.iter().filter(|event| is_claim(event));
         claims.zip(1_u32..).all(|(event, attempt)| event.attempt == attempt)
     }),
     ("more attempts count than are allowed", |events| {
@@ -91,6 +98,11 @@ pub const RULES: [Rule; 7] = [
         })
     }),
 ];
+
+/// Whether a record says which pod of the attempt was chosen: the first and only one.
+fn is_choice(before: Option<&StatusEvent>, event: &StatusEvent) -> bool {
+    before.is_some_and(is_claim) && event.status == Status::Pending && event.pod.is_some()
+}
 
 /// The diagram of a call's states, written down a second time; without what a cluster refuses, since it has no reason to here.
 fn is_a_step(from: Option<Status>, to: Status) -> bool {

@@ -116,7 +116,7 @@ fn nothing_is_reported_before_both_lists_are_complete() {
     let Some(Observation::All(mut jobs)) = cache.apply_pod(Event::InitDone) else { panic!("not a list") };
     jobs.sort_by_key(|job| job.attempt);
     assert!(runs(&jobs[0].state), "{jobs:?}");
-    assert_eq!(jobs[1].state, Observed::Waiting { reason: None });
+    assert_eq!(jobs[1].state, Observed::waiting());
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_pod_that_ran_counts_after_its_deletion_and_one_that_never_ran_does_not() {
     let mut cache = empty();
     cache.apply_job(apply(job(1, 0)));
     cache.apply_pod(apply(pod(&job(1, 0), "never ran")));
-    assert_eq!(changed(cache.apply_pod(delete(pod(&job(1, 0), "never ran")))), Observed::Waiting { reason: None });
+    assert_eq!(changed(cache.apply_pod(delete(pod(&job(1, 0), "never ran")))), Observed::waiting());
     assert_eq!(cache.pods_of(&job(1, 0)), []);
     cache.apply_pod(apply(with_state(pod(&job(1, 0), "ran"), RUNNING)));
     assert_eq!(exit_code(&changed(cache.apply_pod(delete(with_state(pod(&job(1, 0), "ran"), BUSY))))), Some(1));

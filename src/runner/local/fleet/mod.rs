@@ -209,7 +209,7 @@ fn observed(job: &str, about: About, state: Observed, settled: bool) -> Observed
 }
 
 fn waiting() -> Observed {
-    Observed::Waiting { reason: None }
+    Observed::waiting()
 }
 
 fn later(error: impl std::fmt::Display) -> StartError {
