@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::call::{CallName, StatusEvent};
+use crate::call::{CallName, Change, Evidence, Outcome, StatusEvent};
 use crate::clock::now;
 use crate::job::advance::{Moments, Patience};
 use crate::job::compare::{Comparison, LATE_REQUEST, compare, compare_absent};
 use crate::job::gate::misses_its_pod;
+use crate::job::redial::is_redialled_after_an_answer;
 use crate::job::{Observed, ObservedJob};
 use crate::job_watch::JobStore;
 use crate::nats::{NatsError, NatsErrorKind};
@@ -181,6 +182,7 @@ impl Reconciler {
             let moments = self.judge.moments(&last.event);
             match compare(&last.event, job, &self.cluster, moments) {
                 Comparison::Append(change) => {
+                    let change = with_evidence(change, &last.event, &job.name, &*self.runner).await;
                     let event = last.event.next(change, now()).ok()?;
                     last = self.log.append(event, last.sequence).await.ok()?;
                 }
@@ -242,6 +244,23 @@ pub async fn confirmed(
         }
         _ => Ok(observed),
     }
+}
+
+/// The same change with what the caller's log says of a call that was answered, and where that says nothing, with why.
+pub async fn with_evidence(change: Change, last: &StatusEvent, job: &str, runner: &dyn Runner) -> Change {
+    let Change::Ended(mut ended) = change else { return change };
+    if ended.outcome == Outcome::Answered {
+        let (evidence, why) = match runner.log(job, last.pod.as_ref()).await {
+            Ok(log) => (Evidence::read(&log, ended.completed_at), "the log of the caller does not say".to_owned()),
+            Err(error) => (Evidence::default(), format!("the log of the caller cannot be read: {error}")),
+        };
+        ended.redial = is_redialled_after_an_answer(last, evidence.heard);
+        if evidence.heard.is_none() {
+            ended.reason = Some(format!("what was heard is not known: {why}"));
+        }
+        ended.evidence = Some(Box::new(evidence));
+    }
+    Change::Ended(ended)
 }
 
 /// Whether an attempt's Job has ended, or is not there any more: then there is nothing to stop.

@@ -281,6 +281,7 @@ mod tests {
             completed_at: at(0),
             reason: None,
             message: None,
+            evidence: None,
             redial: true,
         })
     }

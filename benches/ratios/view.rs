@@ -207,6 +207,7 @@ fn end(succeeded: bool, moment: Timestamp) -> Ended {
         completed_at: moment,
         reason: None,
         message: Some(message),
+        evidence: None,
         redial: false,
     }
 }

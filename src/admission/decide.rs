@@ -138,6 +138,7 @@ mod tests {
             completed_at: at(100),
             reason: None,
             message: None,
+            evidence: None,
             redial: true,
         })
     }

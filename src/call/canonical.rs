@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::request::DEFAULT_RETRY_DELAY;
 use super::spec::{CallSpec, SipSettings};
-use super::{OnUnknown, Outcome, Priority};
+use super::{OnUnknown, Priority, RedialOn};
 
 /// The form of what is asked for.
 pub(super) fn form(spec: &CallSpec) -> Vec<u8> {
@@ -54,7 +54,7 @@ impl Serialize for Asked<'_> {
             wait_for_silence,
         } = self.0;
         // A set, whatever its order was.
-        let redialled = Outcome::ALL.into_iter().filter(|outcome| self.0.redials(*outcome));
+        let redialled = RedialOn::all().filter(|reason| self.0.redials(*reason));
         let mut form = serializer.serialize_map(None)?;
         form.serialize_entry("announcement", announcement)?;
         given(&mut form, "batch", batch)?;

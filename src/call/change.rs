@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use super::{Outcome, PodRef, Status};
+use super::{Evidence, Outcome, PodRef, Status};
 
 /// One step of a call, with what is learned by it.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,9 @@ pub struct Ended {
     pub reason: Option<String>,
     /// The end of the caller's log.
     pub message: Option<String>,
-    /// Whether another attempt follows; only a failed attempt may be redialled.
+    /// What an answered call was like, as far as is known.
+    pub evidence: Option<Box<Evidence>>,
+    /// Whether another attempt follows: then this one counts as failed, also when it was answered.
     pub redial: bool,
 }
 
@@ -84,7 +86,7 @@ impl Change {
             Change::Pending { .. } | Change::Chosen { .. } => Status::Pending,
             Change::Running { .. } => Status::Running,
             Change::Cancelling => Status::Cancelling,
-            Change::Ended(ended) if ended.outcome == Outcome::Answered => Status::Succeeded,
+            Change::Ended(ended) if ended.outcome == Outcome::Answered && !ended.redial => Status::Succeeded,
             Change::Ended(_) => Status::Failed,
             Change::Cancelled { .. } => Status::Cancelled,
             Change::Expired => Status::Expired,

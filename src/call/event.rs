@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, CallId, CallName, Change, Fingerprint, IllegalStep, Outcome, PodRef, Priority, Status, TraceParent};
+use super::{
+    Call, CallId, CallName, Change, Evidence, Fingerprint, IllegalStep, Outcome, PodRef, Priority, RedialOn, Status,
+    TraceParent,
+};
 
 /// One change of a call's state: what `sip.status` carries and the status log keeps. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +104,9 @@ pub struct StatusEvent {
     /// The container's termination message: the end of the caller's log, at most 4096 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What an answered call was like.
+    #[serde(flatten)]
+    pub evidence: Evidence,
     /// The caller's own `metadata`, echoed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -108,9 +114,9 @@ pub struct StatusEvent {
     pub fingerprint: Fingerprint,
     /// How many attempts the call may take.
     pub max_attempts: u32,
-    /// The outcomes after which it is dialled again while attempts are left; absent where there are none.
+    /// What it is dialled again after while attempts are left; absent where there is nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub redial_on: Vec<Outcome>,
+    pub redial_on: Vec<RedialOn>,
     /// The trace that the request belongs to (W3C Trace Context), where it named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<TraceParent>,
@@ -144,7 +150,7 @@ impl StatusEvent {
             not_before: call.spec.not_before,
             fingerprint: call.fingerprint.clone(),
             max_attempts: call.spec.max_attempts(),
-            redial_on: call.spec.redialled_outcomes(),
+            redial_on: call.spec.redialled(),
             traceparent: call.traceparent.clone(),
             ..Self::blank(queued_at)
         };
@@ -258,6 +264,7 @@ impl StatusEvent {
                 self.completed_at = Some(ended.completed_at);
                 self.reason = ended.reason;
                 self.message = ended.message;
+                self.evidence = ended.evidence.map(|evidence| *evidence).unwrap_or_default();
             }
             Change::Cancelled { reason } | Change::Rejected { reason } => {
                 self.reason = Some(reason);
@@ -294,6 +301,7 @@ impl StatusEvent {
         self.sip_code = None;
         self.reason = None;
         self.message = None;
+        self.evidence = Evidence::default();
     }
 
     fn blank(queued_at: Timestamp) -> Self {
@@ -329,6 +337,7 @@ impl StatusEvent {
             sip_code: None,
             reason: None,
             message: None,
+            evidence: Evidence::default(),
             metadata: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
             max_attempts: 1,

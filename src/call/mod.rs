@@ -3,16 +3,19 @@
 
 #![warn(missing_docs)]
 
+mod caller_log;
 mod canonical;
 pub mod change;
 pub mod cloud_event;
 pub mod event;
+pub mod evidence;
 pub mod id;
 pub mod outcome;
 pub mod pod;
 pub mod priority;
 #[cfg(test)]
 mod properties;
+pub mod redial_on;
 pub mod request;
 pub mod spec;
 pub mod status;
@@ -21,10 +24,12 @@ pub mod validate;
 
 pub use self::change::{Change, Ended};
 pub use self::event::StatusEvent;
+pub use self::evidence::{Evidence, Heard, Party};
 pub use self::id::{CallId, CallName, Fingerprint};
 pub use self::outcome::{Outcome, OutcomeClass, TrunkHealth, Verdict};
 pub use self::pod::PodRef;
 pub use self::priority::Priority;
+pub use self::redial_on::RedialOn;
 pub use self::request::CallRequest;
 pub use self::spec::{CallSpec, OnUnknown};
 pub use self::status::{IllegalStep, Status};

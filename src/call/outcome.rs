@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::caller_log::without_colours;
+
 /// What became of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -211,17 +213,6 @@ fn code_in(line: &str) -> Option<u16> {
     let rest = rest.trim_start();
     let digits = rest.find(|character: char| !character.is_ascii_digit()).map_or(rest, |end| &rest[..end]);
     digits.parse().ok().filter(|code| (100..=699).contains(code))
-}
-
-/// Without ANSI escape sequences: ESC, `[`, parameters, a final byte from `@` to `~`.
-fn without_colours(text: &str) -> String {
-    let mut parts = text.split("\x1b[");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part.find(|character| ('@'..='~').contains(&character));
-        plain.push_str(end.map_or("", |end| &part[end + 1..]));
-    }
-    plain
 }
 
 /// How the header begins, in lower case.

@@ -4,7 +4,9 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{Call, CallId, Change, Ended, Outcome, PodRef, Status, StatusEvent, TraceParent, validate};
+use super::{
+    Call, CallId, Change, Ended, Evidence, Heard, Outcome, PodRef, Status, StatusEvent, TraceParent, validate,
+};
 
 fn call() -> Call {
     let body =
@@ -33,9 +35,15 @@ fn ended() -> impl Strategy<Value = Ended> {
         completed_at,
         reason,
         message,
-        // As its documentation says: only a failed attempt may be redialled.
-        redial: redial && outcome != Outcome::Answered,
+        evidence: evidence(outcome),
+        redial,
     })
+}
+
+/// Of some that were answered, something is known.
+fn evidence(outcome: Outcome) -> Option<Box<Evidence>> {
+    let known = Evidence { talk_seconds: Some(2.5), heard: Some(Heard::Part), passes: Some(3), ..Evidence::default() };
+    (outcome == Outcome::Answered).then(|| Box::new(known))
 }
 
 fn change() -> impl Strategy<Value = Change> {

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::validate::fields;
-use super::{OnUnknown, Outcome, Priority};
+use super::{OnUnknown, Priority, RedialOn};
 
 /// Seconds to wait for an answer when a request does not say.
 pub const DEFAULT_TIMEOUT: u32 = 60;
@@ -168,10 +168,11 @@ pub struct CallRequest {
     /// operator's default, which is 300 unless configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_delay: Option<u32>,
-    /// Outcomes after which the call is dialled again while attempts are left: any of `busy`, `no_answer`, `congestion`,
-    /// `network`, which is also the default. The others never redial: a person or the number plan has said no.
+    /// What the call is dialled again after while attempts are left: any of the outcomes `busy`, `no_answer`, `congestion`, `network`,
+    /// which are also the default, and `heard:none` and `heard:part`, for a call that was answered and hung up on before the announcement began,
+    /// or before its first end. Other outcomes never redial: a person or the number plan has said no.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub redial_on: Option<Vec<Outcome>>,
+    pub redial_on: Option<Vec<RedialOn>>,
     /// What follows an attempt whose end was lost (its node, pod or cluster is gone), so that the callee may have been called:
     /// `hold`, the default, ends the call; `redial` dials again while attempts are left.
     #[serde(skip_serializing_if = "Option::is_none")]

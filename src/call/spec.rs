@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::request::{
     CallRequest, DEFAULT_MAX_ATTEMPTS, DEFAULT_REPEAT, DEFAULT_RETRY_DELAY, DEFAULT_TIMEOUT, Password,
 };
-use super::{Fingerprint, Outcome, Priority, canonical};
+use super::{Fingerprint, Outcome, Priority, RedialOn, canonical};
 
 /// Longest wait before another attempt, in seconds: a day, as for `retry_delay` itself.
 const MAX_RETRY_DELAY: u32 = 86_400;
@@ -67,8 +67,8 @@ pub struct CallSpec {
     pub max_attempts: Option<u32>,
     /// Seconds before the second attempt, 1 to 86400; doubles with each further one. `None` means 300.
     pub retry_delay: Option<u32>,
-    /// Outcomes that are redialled; `None` means busy, no_answer, congestion, network.
-    pub redial_on: Option<Vec<Outcome>>,
+    /// What is redialled; `None` means busy, no_answer, congestion, network.
+    pub redial_on: Option<Vec<RedialOn>>,
     /// What follows an attempt whose end was lost.
     pub on_unknown: OnUnknown,
     /// How urgent it is beside others that wait.
@@ -191,18 +191,23 @@ impl CallSpec {
         self.retry_delay.unwrap_or(DEFAULT_RETRY_DELAY).saturating_mul(doubled).min(MAX_RETRY_DELAY)
     }
 
-    /// Whether `redial_on` names this outcome, or all that it may name are meant.
-    pub fn redials(&self, outcome: Outcome) -> bool {
-        outcome.may_redial() && self.redial_on.as_ref().is_none_or(|outcomes| outcomes.contains(&outcome))
+    /// Whether `redial_on` names this, or all outcomes that it may name are meant.
+    pub fn redials(&self, reason: impl Into<RedialOn>) -> bool {
+        let reason = reason.into();
+        let is_meant = match &self.redial_on {
+            Some(reasons) => reasons.contains(&reason),
+            None => matches!(reason, RedialOn::Outcome(_)),
+        };
+        is_meant && reason.may_be_named()
     }
 
-    /// The outcomes after which the call is dialled again while attempts are left; none when there is one attempt only. Those that do not
-    /// count are not among them: it is dialled again after them in any case.
-    pub fn redialled_outcomes(&self) -> Vec<Outcome> {
-        let follows_unknown = |outcome| outcome == Outcome::Unknown && self.on_unknown == OnUnknown::Redial;
-        let is_redialled = |outcome| self.redials(outcome) || follows_unknown(outcome);
-        let is_named = |outcome: &Outcome| self.max_attempts() > 1 && outcome.counts() && is_redialled(*outcome);
-        Outcome::ALL.into_iter().filter(is_named).collect()
+    /// What the call is dialled again after while attempts are left; nothing when there is one attempt only. Outcomes that do not count are
+    /// not among them: it is dialled again after them in any case.
+    pub fn redialled(&self) -> Vec<RedialOn> {
+        let follows_unknown = |reason| reason == Outcome::Unknown.into() && self.on_unknown == OnUnknown::Redial;
+        let counts = |reason| !matches!(reason, RedialOn::Outcome(outcome) if !outcome.counts());
+        let is_redialled = |reason: &RedialOn| counts(*reason) && (self.redials(*reason) || follows_unknown(*reason));
+        RedialOn::all().filter(|reason| self.max_attempts() > 1 && is_redialled(reason)).collect()
     }
 
     /// Longest that the conversation can last, in whole seconds: ringing, every repetition and every pause. An announcement

@@ -11,6 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 
+use crate::call::Heard;
+
 /// The failures that can be simulated: SIP code and reason phrase. 487 is the caller's own timeout, in its own words.
 const FAILURES: [(u16, &str); 20] = [
     (403, "Forbidden"),
@@ -45,6 +47,7 @@ The destination decides how the call ends: if the last three digits of the numbe
 Environment:
   SIMULATE_RESULT=answered|CODE  overrides the destination
   SIMULATE_SECONDS=N             how long the call takes; fractions allowed (default: 1 to 3, depending on the destination)
+  SIMULATE_HEARD=full|part|none  how much of the announcement an answered call hears before the callee hangs up (default: full)
   SIMULATE_PASSWORD=TEXT         a call whose SIP_PASSWORD is another is refused with 403
   SIMULATE_CRASH=N               exits after that time with this code and without log lines
   SIMULATE_LOG=FILE              append a JSON line to this file at the start and at the end of every call
@@ -121,6 +124,8 @@ struct Script {
     /// `None` is answered.
     failure: Option<(u16, &'static str)>,
     takes: Duration,
+    heard: Heard,
+    passes: u32,
     crash: Option<u8>,
 }
 
@@ -134,7 +139,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     };
     let variable = |name: &str| std::env::var(name).ok();
     let script = match Script::new(&call.dest, &variable) {
-        Ok(script) => script,
+        Ok(script) => Script { passes: call.rest.repeat.unwrap_or(1), ..script },
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);
@@ -162,13 +167,19 @@ impl Script {
             }
             None => usual_time(dest),
         };
+        let heard = match variable("SIMULATE_HEARD").as_deref() {
+            None | Some("full") => Heard::Full,
+            Some("part") => Heard::Part,
+            Some("none") => Heard::None,
+            Some(text) => return Err(format!("SIMULATE_HEARD `{text}` is not known; accepted: full, part, none")),
+        };
         let crash = match variable("SIMULATE_CRASH") {
             Some(text) => Some(
                 text.parse().map_err(|_| format!("SIMULATE_CRASH `{text}` is not an exit code; accepted: 0 to 255"))?,
             ),
             None => None,
         };
-        Ok(Self { failure, takes, crash })
+        Ok(Self { failure, takes, heard, passes: 1, crash })
     }
 }
 
@@ -207,7 +218,7 @@ fn play(script: &Script) -> ExitCode {
         return if wait(script.takes) { ExitCode::from(code) } else { ExitCode::FAILURE };
     }
     state("CALLING", 0);
-    let Some((code, phrase)) = script.failure else { return play_answered(script.takes) };
+    let Some((code, phrase)) = script.failure else { return play_answered(script) };
     let hung_up = !wait(script.takes);
     let (code, phrase) = if hung_up { (487, "hung up on SIGINT") } else { (code, phrase) };
     log("INFO", &format!("Call not answered: {phrase}"));
@@ -215,18 +226,33 @@ fn play(script: &Script) -> ExitCode {
     fail()
 }
 
-fn play_answered(takes: Duration) -> ExitCode {
+fn play_answered(script: &Script) -> ExitCode {
+    let Script { takes, heard, passes, .. } = *script;
     let ringing = takes / 4;
     state("EARLY", 180);
     let mut hung_up = !wait(ringing);
     if !hung_up {
         state("CONFIRMED", 200);
+        let played = if heard == Heard::None {
+            0
+        } else if heard == Heard::Part {
+            1
+        } else {
+            passes
+        };
+        (1..=played).for_each(|pass| log("INFO", &format!("Playing WAV pass ({pass}/{passes})")));
         hung_up = !wait(takes - ringing);
     }
     if hung_up {
         log("WARNING", "SIGINT: hanging up");
         state("DISCONNECTED", 487);
         return fail();
+    }
+    // Said by the caller before the state that follows from it, or after.
+    match heard {
+        Heard::Full => log("INFO", "Call completed, hanging up"),
+        Heard::Part => log("WARNING", "Remote party hung up during playback"),
+        Heard::None => log("WARNING", "Remote party hung up while waiting for silence"),
     }
     state("DISCONNECTED", 200);
     ExitCode::SUCCESS

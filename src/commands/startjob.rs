@@ -93,6 +93,10 @@ mod tests {
             unreachable!("startjob only starts")
         }
 
+        async fn log(&self, _: &str, _: Option<&PodRef>) -> Result<String, RunnerError> {
+            unreachable!("startjob only starts")
+        }
+
         async fn release(&self, _: &str) -> Result<(), RunnerError> {
             unreachable!("startjob only starts")
         }

@@ -176,6 +176,7 @@ mod tests {
             completed_at: at(100),
             reason: None,
             message: None,
+            evidence: None,
             redial,
         })
     }

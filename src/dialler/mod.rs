@@ -104,9 +104,10 @@ impl Dialler {
             Ok(Decoded { call, .. }) => {
                 let asked = self.asked(&delivery, &call);
                 let span = tracing::info_span!("call", call_id = %call.id, job = call.name.job(asked.attempt), attempt = asked.attempt);
-                Processing::new(self, call, asked, delivery, permit).run().instrument(span).await
+                let mut processing = Processing::new(self, call, asked, delivery, permit);
+                processing.run().instrument(span).await
             }
-            Err(unfit) => self.refuse(&delivery, &unfit.refusal.to_string()).await,
+            Err(unfit) => Box::pin(self.refuse(&delivery, &unfit.refusal.to_string())).await,
         };
         self.in_flight.settle(message, settlement).await;
         (self.on_settled)();

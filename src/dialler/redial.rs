@@ -93,6 +93,7 @@ mod tests {
             completed_at: at(NOW),
             reason: None,
             message: None,
+            evidence: None,
             redial: true,
         })
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use warp::reply::Response;
 
 use crate::api::{self, Outlook, Readiness};
-use crate::call::{Outcome, PodRef, Priority, Status, StatusEvent, TraceParent};
+use crate::call::{Evidence, Outcome, PodRef, Priority, RedialOn, Status, StatusEvent, TraceParent};
 
 /// The answer to `POST /call`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -78,9 +78,9 @@ pub struct Job<'a> {
     pub attempt: u32,
     /// How many attempts the call may take.
     pub max_attempts: u32,
-    /// The outcomes after which it is dialled again while attempts are left.
-    #[serde(skip_serializing_if = "<[Outcome]>::is_empty")]
-    pub redial_on: &'a [Outcome],
+    /// What it is dialled again after while attempts are left.
+    #[serde(skip_serializing_if = "<[RedialOn]>::is_empty")]
+    pub redial_on: &'a [RedialOn],
     /// The batch that the caller named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<&'a str>,
@@ -127,6 +127,9 @@ pub struct Job<'a> {
     /// The end of the caller's log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<&'a str>,
+    /// What an answered call was like.
+    #[serde(flatten)]
+    pub evidence: &'a Evidence,
     /// The caller's own `metadata`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: &'a BTreeMap<String, String>,
@@ -188,6 +191,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             sip_code,
             reason,
             message,
+            evidence,
             metadata,
             fingerprint,
             max_attempts,
@@ -228,6 +232,7 @@ impl<'a> From<&'a StatusEvent> for Job<'a> {
             sip_code: *sip_code,
             reason: reason.as_deref(),
             message: message.as_deref(),
+            evidence,
             metadata,
             fingerprint: fingerprint.as_str(),
             traceparent: traceparent.as_ref().map(TraceParent::as_str),

@@ -128,6 +128,7 @@ fn end(last: &StatusEvent, ending: &Ending, moments: Moments) -> Change {
         completed_at: ending.completed_at,
         reason: ending.reason.clone(),
         message: ending.message.clone(),
+        evidence: None,
         redial: is_redialled(last, outcome, moments),
     })
 }
@@ -183,6 +184,7 @@ pub fn lost(last: &StatusEvent, outcome: Outcome, moments: Moments, reason: &str
         completed_at: moments.now,
         reason: Some(reason.to_owned()),
         message: None,
+        evidence: None,
         redial: is_redialled(last, outcome, moments),
     })
 }
@@ -192,7 +194,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::call::{CallId, Fingerprint, PodRef};
+    use crate::call::{CallId, Fingerprint, PodRef, RedialOn};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")
@@ -216,7 +218,7 @@ mod tests {
     fn redialled_on(outcomes: &[Outcome], changes: Vec<Change>) -> StatusEvent {
         let id = CallId::parse("a").expect("an id");
         let queued = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
-        let mut event = StatusEvent { redial_on: outcomes.to_vec(), ..queued };
+        let mut event = StatusEvent { redial_on: outcomes.iter().copied().map(RedialOn::from).collect(), ..queued };
         for change in changes {
             event = event.next(change, at(100)).expect("a legal step");
         }

@@ -85,7 +85,7 @@ mod tests {
     fn claimed() -> StatusEvent {
         let id = CallId::parse("a").expect("an id");
         let queued = StatusEvent::sample(id, Fingerprint::of(b"request"), at(100), 3);
-        let queued = StatusEvent { redial_on: vec![Outcome::Busy], ..queued };
+        let queued = StatusEvent { redial_on: vec![Outcome::Busy.into()], ..queued };
         let (cluster, namespace) = ("here".to_owned(), "n".to_owned());
         let claim = Change::Pending { attempt: 1, cluster, namespace, trunk: "default".to_owned(), ends_by: at(300) };
         queued.next(claim, at(100)).expect("a legal step")

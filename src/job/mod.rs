@@ -8,7 +8,7 @@ mod ending;
 pub mod gate;
 pub mod manifest;
 pub mod observed;
-mod redial;
+pub mod redial;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

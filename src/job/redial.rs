@@ -1,7 +1,7 @@
 //! Whether an attempt that failed is followed by another: by the log alone, so that whoever records an end decides the same.
 
 use super::advance::Moments;
-use crate::call::{Outcome, Status, StatusEvent, TrunkHealth};
+use crate::call::{Heard, Outcome, RedialOn, Status, StatusEvent, TrunkHealth};
 
 /// Whether the attempt in hand is followed by another if it ends so. What is our fault is tried again without counting while there is
 /// patience. A trunk that is stopped costs no call its patience; one that works for others and refuses this call a second time means it. A
@@ -9,13 +9,21 @@ use crate::call::{Outcome, Status, StatusEvent, TrunkHealth};
 pub(super) fn is_redialled(last: &StatusEvent, outcome: Outcome, moments: Moments) -> bool {
     match outcome {
         _ if last.status == Status::Cancelling => false,
-        Outcome::Answered => false,
         Outcome::NotStarted => moments.now < moments.patience_ends,
         Outcome::Auth | Outcome::Congestion if moments.trunk == TrunkHealth::Stopped => true,
         Outcome::Auth if moments.trunk == TrunkHealth::Works && last.faults_since.is_some() => false,
         Outcome::Auth | Outcome::Congestion => moments.now < moments.patience_ends,
-        outcome => last.counted_attempts() < last.max_attempts && last.redial_on.contains(&outcome),
+        outcome => is_named(last, outcome.into()),
     }
+}
+
+/// Whether an attempt that was answered is followed by another, by how much was heard.
+pub fn is_redialled_after_an_answer(last: &StatusEvent, heard: Option<Heard>) -> bool {
+    last.status != Status::Cancelling && heard.is_some_and(|heard| is_named(last, heard.into()))
+}
+
+fn is_named(last: &StatusEvent, reason: RedialOn) -> bool {
+    last.counted_attempts() < last.max_attempts && last.redial_on.contains(&reason)
 }
 
 #[cfg(test)]
@@ -70,6 +78,7 @@ mod tests {
             completed_at: at(NOW),
             reason: None,
             message: None,
+            evidence: None,
             redial: true,
         })
     }
@@ -120,6 +129,31 @@ mod tests {
         assert!(!redials(&claimed(hold, &busy(1)), Outcome::Unknown, NOW));
         assert!(redials(&claimed(redial.clone(), &busy(1)), Outcome::Unknown, NOW));
         assert!(!redials(&claimed(redial, &busy(2)), Outcome::Unknown, NOW));
+    }
+
+    #[test]
+    fn one_that_was_answered_is_dialled_again_by_how_much_was_heard_where_the_request_names_that() {
+        let named = |reasons: &[&str]| json!({"max_attempts": 2, "redial_on": reasons});
+        let table = [
+            (named(&["heard:none"]), Some(Heard::None), true),
+            (named(&["heard:none"]), Some(Heard::Part), false),
+            (named(&["heard:none", "heard:part"]), Some(Heard::Part), true),
+            (named(&["heard:none", "heard:part"]), Some(Heard::Full), false),
+            (named(&["heard:none", "heard:part"]), None, false),
+            (named(&["busy"]), Some(Heard::None), false),
+            (json!({"max_attempts": 2}), Some(Heard::None), false),
+            (json!({"redial_on": ["heard:none"]}), Some(Heard::None), false),
+        ];
+        for (request, heard, expected) in table {
+            let last = claimed(request.clone(), &[]);
+            assert_eq!(is_redialled_after_an_answer(&last, heard), expected, "{request} {heard:?}");
+            let cancelling = last.next(Change::Cancelling, at(NOW)).expect("a legal step");
+            assert!(!is_redialled_after_an_answer(&cancelling, heard));
+            // Without its log nobody knows, and the call has ended.
+            assert!(!is_redialled(&last, Outcome::Answered, Moments::of(&last, PATIENCE, at(NOW))));
+        }
+        let last = claimed(named(&["heard:none"]), &[Outcome::Busy]);
+        assert!(!is_redialled_after_an_answer(&last, Some(Heard::None)), "no attempt is left");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use futures::stream::BoxStream;
 use crate::call::PodRef;
 use crate::job::{JobOrder, ObservedJob};
 
+/// As much as is read of the log of a caller, in bytes: ten times what a call usually writes.
+pub const MAX_LOG_BYTES: u32 = 64 << 10;
+
 /// Runs Jobs: a namespace of a cluster, or this machine.
 #[async_trait]
 pub trait Runner: Send + Sync + 'static {
@@ -43,6 +46,12 @@ pub trait Runner: Send + Sync + 'static {
     /// # Errors
     /// [`RunnerError`] when the runner does not answer.
     async fn find(&self, job: &str) -> Result<Option<ObservedJob>, RunnerError>;
+
+    /// The end of the log of a Job's caller, at most [`MAX_LOG_BYTES`]; `pod` is the one that was chosen, where one was.
+    ///
+    /// # Errors
+    /// [`RunnerError`] when it is not there, or the runner does not answer.
+    async fn log(&self, job: &str, pod: Option<&PodRef>) -> Result<String, RunnerError>;
 
     /// Releases a Job whose outcome is recorded: it is not observed any more (Kubernetes: sets its TTL and a label).
     /// Idempotent; a Job that is gone is success.

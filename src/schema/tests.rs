@@ -79,6 +79,7 @@ fn every_event_of_a_call_is_valid() {
         completed_at: now,
         reason: None,
         message: Some("the log".to_owned()),
+        evidence: None,
         redial: true,
     };
     let claim = Change::Pending {

@@ -114,7 +114,7 @@ async fn who_comes_back_after_the_next_attempt_has_begun_elsewhere_does_not_end_
 fn failed() -> Change {
     let (outcome, completed_at) = (Outcome::Busy, now());
     let (sip_code, exit_code, reason, message) = (Some(486), Some(1), None, None);
-    Change::Ended(Ended { outcome, sip_code, exit_code, completed_at, reason, message, redial: true })
+    Change::Ended(Ended { outcome, sip_code, exit_code, completed_at, reason, message, evidence: None, redial: true })
 }
 
 fn claimed(attempt: u32, cluster: &str) -> Change {

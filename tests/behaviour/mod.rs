@@ -9,6 +9,7 @@ mod clusters;
 mod commands;
 mod dead_letters;
 mod end_to_end;
+mod evidence;
 mod expiry;
 mod first_words;
 mod full_queue;

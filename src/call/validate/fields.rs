@@ -6,7 +6,7 @@ use schemars::Schema;
 use serde_json::{Map, Value, json};
 
 use super::super::id::MAX_ID;
-use super::super::{OnUnknown, Outcome, Priority};
+use super::super::{OnUnknown, Priority, RedialOn};
 use super::names;
 
 /// Longest `text`, in characters: about ten minutes of speech. Every length here is counted in characters, as JSON Schema does,
@@ -184,9 +184,9 @@ const MOMENT_PATTERN: &str = concat!(
     r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 );
 
-/// The outcomes that `redial_on` may name.
+/// What `redial_on` may name.
 pub fn redialled() -> Vec<&'static str> {
-    Outcome::ALL.into_iter().filter(|outcome| outcome.may_redial()).map(Outcome::as_str).collect()
+    RedialOn::all().filter(|reason| reason.may_be_named()).map(RedialOn::as_str).collect()
 }
 
 /// The rule of a field; `None` for a field that does not exist.

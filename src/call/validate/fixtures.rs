@@ -222,6 +222,8 @@ fn times() -> Vec<(Value, Expected)> {
 fn redials() -> Vec<(Value, Expected)> {
     vec![
         (json!({"max_attempts": 10, "retry_delay": 86400, "redial_on": ["busy", "no_answer", "busy"]}), Good),
+        (json!({"redial_on": ["heard:none", "heard:part", "busy"]}), Good),
+        (json!({"redial_on": ["heard:full"]}), Bad("redial_on", "\"heard:full\" is not valid; pass any of busy")),
         (json!({"redial_on": []}), Good),
         (json!({"redial_on": ["declined"]}), Bad("redial_on", "\"declined\" is never redialled; pass any of busy")),
         (json!({"redial_on": ["bussy"]}), Bad("redial_on", "\"bussy\" is not valid")),

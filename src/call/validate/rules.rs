@@ -163,11 +163,13 @@ fn outcomes(rule: Rule, value: &Value) -> Result<Value, Vec<String>> {
 
 fn outcome_problem(item: &Value) -> Option<String> {
     let accepted = redialled();
-    let outcome = item.as_str().filter(|text| Outcome::ALL.into_iter().any(|outcome| outcome.as_str() == *text));
-    match outcome {
+    let is_outcome = |text: &&str| Outcome::ALL.into_iter().any(|outcome| outcome.as_str() == *text);
+    match item.as_str() {
         Some(text) if accepted.contains(&text) => None,
-        Some(text) => Some(format!("\"{text}\" is never redialled; pass any of {}", accepted.join(", "))),
-        None => Some(format!("{}; pass any of {}", named(item), accepted.join(", "))),
+        Some(text) if is_outcome(&text) => {
+            Some(format!("\"{text}\" is never redialled; pass any of {}", accepted.join(", ")))
+        }
+        _ => Some(format!("{}; pass any of {}", named(item), accepted.join(", "))),
     }
 }
 

@@ -70,7 +70,7 @@ impl Processing<'_> {
         let Some(order) = self.order() else { return Box::pin(self.give_up_without_trunk(&mut follower)).await };
         let result = {
             let Ok(_permit) = self.dialler.starts.0.acquire().await else { return HAND_BACK };
-            if let Some(next) = self.changed_meanwhile().await {
+            if let Some(next) = Box::pin(self.changed_meanwhile()).await {
                 return next;
             }
             if limits::is_too_late_to_start(&self.asked, self.moments()) {
@@ -91,11 +91,12 @@ impl Processing<'_> {
         }
     }
 
-    /// The Job, with the account of its trunk; `None` where that is gone.
-    fn order(&self) -> Option<JobOrder> {
+    /// The Job, with the account of its trunk; `None` where that is gone. Boxed: it is three kilobytes, and would be a part of every call in
+    /// progress.
+    fn order(&self) -> Option<Box<JobOrder>> {
         let trunk = self.dialler.trunks.get(&self.asked.trunk)?;
         let defaults = self.dialler.defaults.on(&trunk.secret, trunk.node_selector.as_ref());
-        Some(build(&self.call, self.asked.attempt, &defaults))
+        Some(Box::new(build(&self.call, self.asked.attempt, &defaults)))
     }
 
     /// What to do instead when the log has changed since it was decided to start: whoever had to wait for long, or was suspended,

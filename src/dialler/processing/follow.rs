@@ -10,7 +10,7 @@ use crate::dialler::{after, limits};
 use crate::job::Observed;
 use crate::job::advance::{Moments, advance, is_recorded};
 use crate::job_watch::{Follower, News, Report};
-use crate::reconcile::{confirmed, has_ended};
+use crate::reconcile::{confirmed, has_ended, with_evidence};
 use crate::runner::RunnerError;
 
 /// How often whoever follows a Job reads the log again, should a wake-up have been lost.
@@ -140,8 +140,9 @@ impl Processing<'_> {
         };
         let changes = advance(&last, observed, self.moments());
         for change in changes {
+            let change = with_evidence(self.explained(change), &last, &self.job(), &*self.dialler.runner).await;
             let expected = change.status();
-            let next = self.record(self.explained(change)).await;
+            let next = self.record(change).await;
             let is_recorded = self.last.as_ref().is_some_and(|now| is_recorded(&now.event, last.attempt, expected));
             if !is_recorded || !matches!(next, Next::Decide) {
                 return ControlFlow::Break(next);

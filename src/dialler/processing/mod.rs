@@ -85,8 +85,8 @@ impl<'a> Processing<'a> {
     }
 
     /// Step by step until the message is settled.
-    pub(super) async fn run(mut self) -> Settlement {
-        if let Next::Settle(settlement) = self.read().await {
+    pub(super) async fn run(&mut self) -> Settlement {
+        if let Next::Settle(settlement) = Box::pin(self.read()).await {
             return settlement;
         }
         loop {
@@ -101,12 +101,12 @@ impl<'a> Processing<'a> {
         }
     }
 
-    /// The larger steps are boxed, so that a call in progress takes no more than what follows it.
+    /// Every step is boxed, so that a call in progress takes no more than the one that follows it.
     async fn perform(&mut self, step: Step) -> Next {
         match step {
-            Step::RecordQueued => self.record(Change::Queued).await,
+            Step::RecordQueued => Box::pin(self.record(Change::Queued)).await,
             Step::Schedule { attempt, due } => Box::pin(self.schedule(attempt, due)).await,
-            Step::Expire => self.record(Change::Expired).await,
+            Step::Expire => Box::pin(self.record(Change::Expired)).await,
             Step::Claim(attempt) => Box::pin(self.claim(attempt)).await,
             Step::Start => Box::pin(self.start()).await,
             Step::Watch => Box::pin(self.watch()).await,
@@ -115,8 +115,8 @@ impl<'a> Processing<'a> {
             Step::HandBack => Next::Settle(Settlement::Nak(Some(AHEAD_DELAY))),
             Step::Elsewhere => Box::pin(self.elsewhere()).await,
             Step::Done => Box::pin(self.done()).await,
-            Step::Conflict => self.conflict().await,
-            Step::Implausible => self.implausible().await,
+            Step::Conflict => Box::pin(self.conflict()).await,
+            Step::Implausible => Box::pin(self.implausible()).await,
         }
     }
 

@@ -207,6 +207,7 @@ fn only_the_end_of_an_attempt_is_told() {
         completed_at: at(2),
         reason: None,
         message: None,
+        evidence: None,
         redial: true,
     };
     let failed = pending.next(Change::Ended(busy), at(2)).unwrap();

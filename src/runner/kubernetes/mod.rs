@@ -14,24 +14,32 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use self::api_error::ApiError;
 pub use self::connect::{KubernetesSettings, cluster_is_configured};
 use self::trimmed::{Trim, Trimmed};
 use self::watch::SharedCache;
-use super::{Observation, Runner, RunnerError, RunnerInfo, StartError};
+use super::{MAX_LOG_BYTES, Observation, Runner, RunnerError, RunnerInfo, StartError};
 use crate::call::PodRef;
 use crate::error_chain::error_chain;
+use crate::job::manifest::CONTAINER;
 use crate::job::{ANNOTATION_FINGERPRINT, JobOrder, LABEL_SETTLED, Observed, ObservedJob, POD_GATE, Passed, SELECTOR};
 
 /// How long any request but a watch may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Who the API server notes as the author of a field.
 const FIELD_MANAGER: &str = "sipstuff-operator";
+/// Logs that are read at once.
+const LOGS_AT_ONCE: usize = 4;
+/// As many lines as are read of a log: more than a call writes, even with a transcript.
+const LOG_LINES: i64 = 1000;
+/// Label that the Job controller puts on pods: the name of their Job.
+const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Label that the Job controller puts on pods: the UID of their Job.
 const JOB_UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 
@@ -44,6 +52,8 @@ pub struct KubernetesRunner {
     pods: Api<Pod>,
     secrets: Api<Secret>,
     cache: SharedCache,
+    /// Logs that are read at once: each is a request from the API server to a kubelet.
+    logs: Semaphore,
 }
 
 impl KubernetesRunner {
@@ -62,6 +72,7 @@ impl KubernetesRunner {
             client,
             info,
             cache: SharedCache::default(),
+            logs: Semaphore::new(LOGS_AT_ONCE),
         })
     }
 
@@ -144,6 +155,15 @@ impl KubernetesRunner {
         Ok(answer(self.pods.list(&selector)).await?.items)
     }
 
+    /// The name of the pod of a Job whose caller succeeded, where none was chosen.
+    async fn pod_that_ended(&self, job: &str) -> Result<String, RunnerError> {
+        let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={job}"));
+        let pods = answer(self.pods.list(&selector)).await?.items;
+        let is_over = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Succeeded");
+        let name = pods.into_iter().find(is_over).and_then(|pod| pod.metadata.name);
+        name.ok_or_else(|| RunnerError { message: "its pod is not there any more".to_owned(), retry_after: None })
+    }
+
     fn api<K: Trim>(&self) -> Api<Trimmed<K>> {
         Api::namespaced(self.client.clone(), &self.info.namespace)
     }
@@ -183,6 +203,21 @@ impl Runner for KubernetesRunner {
     async fn find(&self, name: &str) -> Result<Option<ObservedJob>, RunnerError> {
         let Some(job) = answer(self.jobs.get_opt(name)).await? else { return Ok(None) };
         Ok(ObservedJob::of(&job, &self.pods_of(&job).await?))
+    }
+
+    async fn log(&self, job: &str, pod: Option<&PodRef>) -> Result<String, RunnerError> {
+        let _turn = self.logs.acquire().await;
+        let name = match pod {
+            Some(pod) => pod.name.clone(),
+            None => self.pod_that_ended(job).await?,
+        };
+        let params = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            limit_bytes: Some(MAX_LOG_BYTES.into()),
+            tail_lines: Some(LOG_LINES),
+            ..LogParams::default()
+        };
+        Ok(answer(self.pods.logs(&name, &params)).await?)
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {

@@ -15,6 +15,8 @@ use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::job::POD_GATE;
+
 /// The part of a resource that [`ObservedJob::of`](crate::job::ObservedJob::of) reads; the rest is absent.
 #[derive(Debug, Clone)]
 pub(super) struct Trimmed<K>(pub(super) K);
@@ -70,7 +72,18 @@ pub(super) struct PodForm {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PodSpecForm {
-    scheduling_gates: Option<Vec<PodSchedulingGate>>,
+    #[serde(default, deserialize_with = "has_our_gate", rename = "schedulingGates")]
+    has_gate: bool,
+}
+
+/// Whether our gate is among them; that of others is not kept.
+fn has_our_gate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let gates = Option::<Vec<PodSchedulingGate>>::deserialize(deserializer)?;
+    Ok(is_ours_among(gates.as_deref()))
+}
+
+fn is_ours_among(gates: Option<&[PodSchedulingGate]>) -> bool {
+    gates.is_some_and(|gates| gates.iter().any(|gate| gate.name == POD_GATE))
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -134,13 +147,14 @@ impl From<Pod> for PodForm {
 
 impl From<PodSpec> for PodSpecForm {
     fn from(spec: PodSpec) -> Self {
-        Self { scheduling_gates: spec.scheduling_gates }
+        Self { has_gate: is_ours_among(spec.scheduling_gates.as_deref()) }
     }
 }
 
 impl From<PodSpecForm> for PodSpec {
     fn from(form: PodSpecForm) -> Self {
-        Self { scheduling_gates: form.scheduling_gates, ..Self::default() }
+        let ours = || vec![PodSchedulingGate { name: POD_GATE.to_owned() }];
+        Self { scheduling_gates: form.has_gate.then(ours), ..Self::default() }
     }
 }
 

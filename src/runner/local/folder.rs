@@ -226,17 +226,22 @@ impl Folder {
 
     /// The end of the log, cut as for `FallbackToLogsOnError`; `None` when the log is empty.
     pub(crate) fn message(&self) -> Option<String> {
-        let mut log = File::open(self.log()).ok()?;
-        let size = log.metadata().ok()?.len();
-        log.seek(SeekFrom::Start(size.saturating_sub(MESSAGE_BYTES))).ok()?;
-        let mut tail = Vec::new();
-        log.take(MESSAGE_BYTES).read_to_end(&mut tail).ok()?;
-        // The cut may have split a character.
-        let whole = tail.iter().position(|byte| byte & 0xC0 != 0x80).unwrap_or(tail.len());
-        let text = String::from_utf8_lossy(&tail[if size > MESSAGE_BYTES { whole } else { 0 }..]).into_owned();
+        let text = self.end_of_log(MESSAGE_BYTES).ok()?;
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
         let message = lines[lines.len().saturating_sub(MESSAGE_LINES)..].concat();
         (!message.is_empty()).then_some(message)
+    }
+
+    /// The last so many bytes of the log.
+    pub(crate) fn end_of_log(&self, bytes: u64) -> io::Result<String> {
+        let mut log = File::open(self.log())?;
+        let size = log.metadata()?.len();
+        log.seek(SeekFrom::Start(size.saturating_sub(bytes)))?;
+        let mut tail = Vec::new();
+        log.take(bytes).read_to_end(&mut tail)?;
+        // The cut may have split a character.
+        let whole = tail.iter().position(|byte| byte & 0xC0 != 0x80).unwrap_or(tail.len());
+        Ok(String::from_utf8_lossy(&tail[if size > bytes { whole } else { 0 }..]).into_owned())
     }
 
     /// Writes a file so that a reader sees all of it or none.

@@ -129,6 +129,11 @@ impl Runner for LocalRunner {
         Ok(())
     }
 
+    async fn log(&self, job: &str, _pod: Option<&PodRef>) -> Result<String, RunnerError> {
+        let job = job.to_owned();
+        self.off_thread(move |fleet| fleet.log(&job)).await
+    }
+
     async fn release(&self, job: &str) -> Result<(), RunnerError> {
         let job = job.to_owned();
         self.off_thread(move |fleet| fleet.release(&job)).await

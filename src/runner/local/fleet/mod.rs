@@ -21,7 +21,7 @@ use super::secrets::{Secrets, SecretsError};
 use super::state_dir::StateDir;
 use super::{LocalSettings, failure};
 use crate::job::{JobOrder, Observed, ObservedJob};
-use crate::runner::{Observation, RunnerError, StartError};
+use crate::runner::{MAX_LOG_BYTES, Observation, RunnerError, StartError};
 
 /// Changes that a slow observer may lag behind before it gets the full list again.
 const CHANGES: usize = 4096;
@@ -145,6 +145,10 @@ impl Fleet {
         self.publish(Observation::Changed(observed.clone()));
         known.jobs.insert(job.to_owned(), Entry { observed, supervisor: Some(supervisor), stop: None });
         self.wake.notify_one();
+    }
+
+    pub(super) fn log(&self, job: &str) -> Result<String, RunnerError> {
+        self.dir.folder(job).end_of_log(MAX_LOG_BYTES.into()).map_err(failure)
     }
 
     pub(super) fn release(&self, job: &str) -> Result<(), RunnerError> {
