@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::outlook::after;
 use super::{Api, Error, Parts};
-use crate::call::Status;
+use crate::call::{Heard, Status};
 use crate::clock::now;
 use crate::queue::waiting::Kind;
 
@@ -20,6 +20,8 @@ pub struct BatchState {
     pub total: u64,
     /// How many of them are in each state; those that none is in are left out.
     pub counts: BTreeMap<Status, u64>,
+    /// How many of those that were answered heard how much; those of which it is not known are in none.
+    pub heard: BTreeMap<Heard, u64>,
     /// How many wait to be dialled.
     pub waiting: u64,
     /// About when the last of those that wait now is dialled, by how many were on its trunks in the last minutes; null while it is held,
@@ -40,10 +42,12 @@ impl Api {
         parts.index.catch_up(&parts.log).await?;
         let Some(counts) = parts.index.counts_of_batch(batch) else { return Ok(None) };
         let counts: BTreeMap<Status, u64> = counts.into_iter().map(|(status, count)| (status, count as u64)).collect();
+        let heard = parts.index.heard_of_batch(batch);
+        let heard = heard.into_iter().map(|(heard, count)| (heard, count as u64)).collect();
         let waiting = counts.get(&Status::Queued).copied().unwrap_or(0);
         let (expected_end, held) = parts.end_of(batch).await?;
         let (batch, total) = (batch.to_owned(), counts.values().sum());
-        Ok(Some(BatchState { batch, total, counts, waiting, expected_end, held }))
+        Ok(Some(BatchState { batch, total, counts, heard, waiting, expected_end, held }))
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokio::sync::watch;
 
 use self::index::Index;
@@ -23,7 +24,7 @@ pub use self::index::Key;
 use self::progress::Progress;
 pub use self::progress::{Behind, CatchUpError};
 pub use self::scan::active_calls;
-use crate::call::{CallName, Priority, Status};
+use crate::call::{CallName, Heard, Priority, Status};
 use crate::clock::now;
 
 /// How often expired calls are dropped from the index.
@@ -61,6 +62,10 @@ pub struct Brief {
     /// Its priority.
     #[serde(default)]
     pub priority: Priority,
+    /// Whether the pod of its present attempt was chosen, since when its claim is not the last event of that state.
+    pub pod: Option<IgnoredAny>,
+    /// How much was heard of a call that was answered.
+    pub heard: Option<Heard>,
 }
 
 impl Brief {
@@ -126,6 +131,11 @@ impl CallIndex {
     /// How many calls of a batch are in each state; `None` for a batch without calls.
     pub fn counts_of_batch(&self, batch: &str) -> Option<BTreeMap<Status, usize>> {
         self.read().counts_of_batch(batch)
+    }
+
+    /// How many calls of a batch that were answered were heard how far.
+    pub fn heard_of_batch(&self, batch: &str) -> BTreeMap<Heard, usize> {
+        self.read().heard_of_batch(batch)
     }
 
     /// How many batches have calls in the queue; those without one count as one.

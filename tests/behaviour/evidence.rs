@@ -15,7 +15,7 @@ async fn how_much_of_the_announcement_was_heard_is_told() {
     for (simulated, heard, by, passes) in cases {
         let setup = Setup::local(0.8).await;
         let operator = Operator::start(setup.options().env("SIMULATE_HEARD", simulated)).await;
-        accepted(&operator, &with(request_of(simulated), json!({"repeat": 2}))).await;
+        accepted(&operator, &with(request_of(simulated), json!({"repeat": 2, "batch": "march"}))).await;
         let end = setup.end_of(simulated).await;
         assert_eq!((end.status, end.outcome, end.reason), (Status::Succeeded, Some(Outcome::Answered), None));
         let evidence = &end.evidence;
@@ -27,6 +27,8 @@ async fn how_much_of_the_announcement_was_heard_is_told() {
         assert!(moments.iter().all(Option::is_some) && moments.is_sorted(), "{moments:?}");
         let shown = get_json(operator.base(), &format!("/jobs/{simulated}")).await.json;
         assert_eq!((&shown["heard"], &shown["hung_up_by"]), (&json!(heard), &json!(by)), "{shown}");
+        let batch = get_json(operator.base(), "/batches/march").await.json;
+        assert_eq!(batch["heard"], json!({simulated: 1}), "{batch}");
     }
 }
 

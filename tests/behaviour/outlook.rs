@@ -78,7 +78,9 @@ async fn a_batch_says_what_became_of_its_calls_and_why_it_is_held() {
     for number in 0..3 {
         setup.publish(&[], with(request_of(&format!("call-{number}")), json!({"batch": "list"})).to_string()).await;
     }
-    setup.end_of("call-2").await;
+    for number in 0..3 {
+        setup.end_of(&format!("call-{number}")).await;
+    }
     assert_eq!(setup.command(&["pause", "--batch", "list"]).await.code, Some(0));
     eventually("it is paused", PATIENCE, async || {
         get_json(operator.base(), "/health").await.json["queue"]["paused_batches"] == json!(["list"])
@@ -87,8 +89,8 @@ async fn a_batch_says_what_became_of_its_calls_and_why_it_is_held() {
     queue(&setup, "held", json!({"batch": "list"})).await;
     let state = get_json(operator.base(), "/batches/list").await.json;
     let expected = json!({
-        "batch": "list", "total": 4, "counts": {"queued": 1, "succeeded": 3}, "waiting": 1, "expected_end": null,
-        "held": "batch list is paused",
+        "batch": "list", "total": 4, "counts": {"queued": 1, "succeeded": 3}, "heard": {"full": 3}, "waiting": 1,
+        "expected_end": null, "held": "batch list is paused",
     });
     assert_eq!(state, expected);
     let cancelled = delete(operator.base(), "/batches/list").await;

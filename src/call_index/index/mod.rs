@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::Brief;
 use super::rate::Rate;
-use crate::call::{Priority, Status};
+use crate::call::{Heard, Priority, Status};
 
 /// Where a call stands in the order: when it was queued (milliseconds since the epoch), then a hash of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +50,7 @@ struct Entry {
     /// While it has not ended: its trunk, or the one that it would rather be dialled on.
     trunk: Option<u16>,
     batch: Option<u32>,
+    heard: Option<Heard>,
 }
 
 /// The calls that the log has a record of, as many as there is room for.
@@ -79,9 +80,11 @@ struct OnTrunk {
     begun: Rate,
 }
 
+#[derive(Default)]
 struct Batch {
     name: String,
     calls: ByStatus,
+    heard: BTreeMap<Heard, usize>,
 }
 
 /// Calls by their state, each state's in their order: so a page of the few in a rare state does not pass over the many in
@@ -148,11 +151,12 @@ impl Index {
         let Brief { status, is_final, .. } = *brief;
         let queued = (status == Status::Queued).then_some(brief.priority);
         let trunk = brief.trunk().and_then(|name| self.trunk_number(name));
-        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, queued, trunk, batch });
+        let heard = brief.heard.filter(|_| status == Status::Succeeded);
+        self.calls.insert(call, Entry { key, sequence, kept_from, status, is_final, queued, trunk, batch, heard });
         if let Some(trunk) = trunk.and_then(|number| self.trunks.get_mut(usize::from(number))) {
             trunk.active += usize::from(status.is_active());
             trunk.calls.0.insert((status, key));
-            if status == Status::Pending {
+            if status == Status::Pending && brief.pod.is_none() {
                 trunk.begun.note(brief.time);
             }
         }
@@ -163,6 +167,9 @@ impl Index {
         self.counts[brief.status as usize] += 1;
         if let Some(batch) = batch.and_then(|batch| self.by_batch.get_mut(&batch)) {
             batch.calls.0.insert((brief.status, key));
+            if let Some(heard) = heard {
+                *batch.heard.entry(heard).or_default() += 1;
+            }
         }
         if self.calls.len() > self.max_calls {
             self.drop_one();
@@ -207,6 +214,12 @@ impl Index {
         Some(counts)
     }
 
+    pub(super) fn heard_of_batch(&self, batch: &str) -> BTreeMap<Heard, usize> {
+        let batch = self.batches.get(batch).and_then(|number| self.by_batch.get(number));
+        let heard = batch.into_iter().flat_map(|batch| &batch.heard);
+        heard.filter(|(_, count)| **count > 0).map(|(heard, count)| (*heard, *count)).collect()
+    }
+
     fn on_trunk(&self, name: &str) -> Option<&OnTrunk> {
         self.trunks.iter().find(|trunk| trunk.name == name)
     }
@@ -226,7 +239,7 @@ impl Index {
         let number = self.next_batch;
         self.next_batch = number.wrapping_add(1);
         self.batches.insert(name.to_owned(), number);
-        self.by_batch.insert(number, Batch { name: name.to_owned(), calls: ByStatus::default() });
+        self.by_batch.insert(number, Batch { name: name.to_owned(), ..Batch::default() });
         number
     }
 
@@ -248,7 +261,7 @@ impl Index {
             self.leave_queue(priority, entry.batch);
         }
         if let Some(number) = entry.batch {
-            self.leave_batch(number, &(entry.status, entry.key));
+            self.leave_batch(number, &entry);
         }
     }
 
@@ -278,9 +291,12 @@ impl Index {
     }
 
     /// A batch without calls is forgotten, or their names would pile up without end.
-    fn leave_batch(&mut self, number: u32, place: &(Status, Key)) {
+    fn leave_batch(&mut self, number: u32, entry: &Entry) {
         let Some(batch) = self.by_batch.get_mut(&number) else { return };
-        batch.calls.0.remove(place);
+        batch.calls.0.remove(&(entry.status, entry.key));
+        if let Some(count) = entry.heard.and_then(|heard| batch.heard.get_mut(&heard)) {
+            *count -= 1;
+        }
         if batch.calls.0.is_empty()
             && let Some(batch) = self.by_batch.remove(&number)
         {

@@ -23,6 +23,8 @@ fn brief(name: &str, status: Status, queued: i64, batch: Option<&str>) -> Brief 
         due_at: None,
         batch: batch.map(str::to_owned),
         priority: Priority::default(),
+        pod: None,
+        heard: None,
     }
 }
 
@@ -88,6 +90,42 @@ fn a_call_that_ended_just_now_stays_however_long_ago_it_was_queued() {
     let mut left = sequences(&index, None, None);
     left.sort_unstable();
     assert_eq!(left, [2, 3, 4]);
+}
+
+#[test]
+fn how_much_the_calls_of_a_batch_heard_is_counted_once_for_each() {
+    let mut index = index();
+    let ended = |name: &str, heard| Brief { heard, ..brief(name, Status::Succeeded, 1, Some("x")) };
+    for (number, heard) in [Some(Heard::Full), Some(Heard::Full), Some(Heard::None), None].into_iter().enumerate() {
+        index.apply(&ended(&format!("call-{number}"), heard), number as u64 + 1);
+    }
+    // Heard nothing, and is dialled again: the call has not ended.
+    let again = Brief { is_final: false, heard: Some(Heard::None), ..brief("again", Status::Failed, 1, Some("x")) };
+    index.apply(&again, 5);
+    assert_eq!(index.heard_of_batch("x"), BTreeMap::from([(Heard::Full, 2), (Heard::None, 1)]));
+    index.apply(&ended("call-2", Some(Heard::Part)), 6);
+    assert_eq!(index.heard_of_batch("x"), BTreeMap::from([(Heard::Full, 2), (Heard::Part, 1)]));
+    assert_eq!(index.heard_of_batch("y"), BTreeMap::new());
+}
+
+#[test]
+fn a_call_is_begun_once_though_its_pod_is_chosen_after_its_claim() {
+    let on = |trunk: &str, second, pod| Brief {
+        trunk: Some(trunk.to_owned()),
+        time: Timestamp::from_second(second).expect("in range"),
+        pod,
+        ..brief(&format!("{trunk}-{second}"), Status::Pending, second, None)
+    };
+    let mut index = index();
+    for second in 0..100 {
+        let sequence = u64::try_from(second).expect("positive") * 3;
+        index.apply(&on("gated", second, None), sequence + 1);
+        index.apply(&on("gated", second, Some(serde::de::IgnoredAny)), sequence + 2);
+        index.apply(&on("bare", second, None), sequence + 3);
+    }
+    let now = Timestamp::from_second(100).expect("in range");
+    assert!(index.rate_on("bare", now).is_some());
+    assert_eq!(index.rate_on("gated", now), index.rate_on("bare", now));
 }
 
 #[test]
