@@ -9,7 +9,7 @@ use crate::support::{Operator, PATIENCE, Setup, accepted, eventually, in_seconds
 
 /// An operator that stands still for some seconds once it has made a Job, as if Kubernetes were slow to make the pod.
 async fn slow(setup: &Setup) -> Operator {
-    Operator::start(setup.options().failpoints("after-start=sleep(6000)")).await
+    Operator::start(setup.options().failpoints("after-start=sleep(10000)")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,7 +26,7 @@ async fn holds(pause: &[&str], resume: &[&str]) {
     accepted(&operator, &request_of("held")).await;
     eventually("its Job is there", PATIENCE, async || setup.jobs().await.len() == 1).await;
     assert_eq!(setup.command(pause).await.code, Some(0));
-    tokio::time::sleep(Duration::from_secs(8)).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
     let state = setup.state("held").await.unwrap();
     assert_eq!((state.status, state.pod), (Status::Pending, None), "{pause:?}");
     assert_eq!(setup.node().start_count(), 0, "{pause:?}");
@@ -40,7 +40,7 @@ async fn holds(pause: &[&str], resume: &[&str]) {
 async fn a_call_that_is_too_late_once_its_pod_is_made_expires_and_nobody_is_dialled() {
     let setup = Setup::kubernetes(0.2).await;
     let operator = slow(&setup).await;
-    accepted(&operator, &with(request_of("late"), json!({"not_after": in_seconds(5)}))).await;
+    accepted(&operator, &with(request_of("late"), json!({"not_after": in_seconds(8)}))).await;
     eventually("its Job is there", PATIENCE, async || setup.jobs().await.len() == 1).await;
     assert_eq!(setup.end_of("late").await.status, Status::Expired);
     eventually("its Job is removed", PATIENCE, async || setup.jobs().await.is_empty()).await;
