@@ -2,7 +2,7 @@
 //! they cost the API server. And how soon after a pod's change its event is on `sip.status`.
 //!
 //! The controllers and the node do the same work on both sides. Ours adds what the operator asks of the API server beyond the
-//! creates: two watches, and one patch for every end. Each side is counted until its Jobs have come to rest, so that nothing of
+//! creates: two watches, and for every call one patch that lifts the gate of its pod, one read of its log, and one patch at its end. Each side is counted until its Jobs have come to rest, so that nothing of
 //! its cost is left to the other.
 //!
 //! How soon an event comes is measured twice: with as many calls as the machine can do, where every process waits for a

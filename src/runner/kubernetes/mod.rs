@@ -36,8 +36,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const FIELD_MANAGER: &str = "sipstuff-operator";
 /// Logs that are read at once.
 const LOGS_AT_ONCE: usize = 4;
-/// As many lines as are read of a log: more than a call writes, even with a transcript.
-const LOG_LINES: i64 = 1000;
+/// How long a log may take, the turn for it counted: a call that was answered holds its channel until then.
+const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+/// As many lines as are read of a log: more than a call writes, and no more than [`MAX_LOG_BYTES`], which would cut the end off.
+const LOG_LINES: i64 = 500;
 /// Label that the Job controller puts on pods: the name of their Job.
 const JOB_NAME_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Label that the Job controller puts on pods: the UID of their Job.
@@ -155,6 +157,21 @@ impl KubernetesRunner {
         Ok(answer(self.pods.list(&selector)).await?.items)
     }
 
+    async fn read_log(&self, job: &str, pod: Option<&PodRef>) -> Result<String, RunnerError> {
+        let _turn = self.logs.acquire().await;
+        let name = match pod {
+            Some(pod) => pod.name.clone(),
+            None => self.pod_that_ended(job).await?,
+        };
+        let params = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            limit_bytes: Some(MAX_LOG_BYTES.into()),
+            tail_lines: Some(LOG_LINES),
+            ..LogParams::default()
+        };
+        Ok(answer(self.pods.logs(&name, &params)).await?)
+    }
+
     /// The name of the pod of a Job whose caller succeeded, where none was chosen.
     async fn pod_that_ended(&self, job: &str) -> Result<String, RunnerError> {
         let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={job}"));
@@ -206,18 +223,13 @@ impl Runner for KubernetesRunner {
     }
 
     async fn log(&self, job: &str, pod: Option<&PodRef>) -> Result<String, RunnerError> {
-        let _turn = self.logs.acquire().await;
-        let name = match pod {
-            Some(pod) => pod.name.clone(),
-            None => self.pod_that_ended(job).await?,
-        };
-        let params = LogParams {
-            container: Some(CONTAINER.to_owned()),
-            limit_bytes: Some(MAX_LOG_BYTES.into()),
-            tail_lines: Some(LOG_LINES),
-            ..LogParams::default()
-        };
-        Ok(answer(self.pods.logs(&name, &params)).await?)
+        match tokio::time::timeout(LOG_TIMEOUT, self.read_log(job, pod)).await {
+            Ok(log) => log,
+            Err(_) => Err(RunnerError {
+                message: format!("no kubelet answered within {} s", LOG_TIMEOUT.as_secs()),
+                retry_after: None,
+            }),
+        }
     }
 
     async fn release(&self, job: &str) -> Result<(), RunnerError> {
