@@ -65,7 +65,10 @@ impl TryFrom<String> for RedialOn {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        Self::all().find(|reason| reason.as_str() == text).ok_or_else(|| format!("`{text}` is no reason to dial again"))
+        Self::all().find(|reason| reason.as_str() == text).ok_or_else(|| {
+            let accepted: Vec<_> = Self::all().map(Self::as_str).collect();
+            format!("`{text}` is not a valid redial reason; pass one of {}", accepted.join(", "))
+        })
     }
 }
 

@@ -13,7 +13,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(3);
 /// The state of a stream, by the word of a leader that most of the stream's servers follow.
 ///
 /// # Errors
-/// [`NatsError`]; unavailable when whoever answered is no such leader.
+/// [`NatsError`]; its kind is `Unavailable` when the server that answered is not the leader, or cannot show that it still is.
 pub async fn info<I>(stream: &Stream<I>) -> Result<Info, NatsError> {
     let info = stream.get_info().await.map_err(NatsError::of)?;
     if is_followed(&info) {

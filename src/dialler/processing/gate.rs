@@ -21,9 +21,9 @@ impl Processing<'_> {
     pub(super) async fn at_the_gate(&mut self, observed: &Observed) -> ControlFlow<Next> {
         let last = self.last.as_ref().map(|last| &last.event);
         match last.and_then(|last| choice(last, observed)) {
-            // Its Job is about to be removed.
-            _ if self.moments().start_is_late() => ControlFlow::Continue(()),
             None => ControlFlow::Continue(()),
+            // Its Job is about to be removed.
+            Some(_) if self.moments().start_is_late() => ControlFlow::Continue(()),
             Some(Choice::Lift(pod)) => self.lift(&pod).await,
             Some(Choice::Choose(_)) if self.is_paused() => ControlFlow::Continue(()),
             Some(Choice::Choose(pod)) => {
@@ -41,7 +41,7 @@ impl Processing<'_> {
         }
     }
 
-    /// Whether something is to be done at the gate, and only not yet.
+    /// Whether a pod still waits for us at the gate.
     pub(super) fn is_held_at_the_gate(&self, observed: &Observed) -> bool {
         let last = self.last.as_ref().map(|last| &last.event);
         last.is_some_and(|last| choice(last, observed).is_some())

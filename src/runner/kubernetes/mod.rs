@@ -137,8 +137,8 @@ impl KubernetesRunner {
         answer(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(drop)
     }
 
-    /// The pods of a Job as the watch has shown them; asked for only where that cannot know how the Job ended, or which of them has passed the gate, since the API server
-    /// looks at every pod of the namespace for that.
+    /// The pods of a Job as the watch has shown them. The API server is asked only where the watch cannot tell how the Job ended or which
+    /// pod has passed the gate, since it looks at every pod of the namespace for that.
     async fn pods_of(&self, job: &Job) -> Result<Vec<Pod>, ApiError> {
         let known = {
             let cache = self.cache.lock();
